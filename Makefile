@@ -1,0 +1,81 @@
+# Everything a contributor or CI does, one target each; `make help` lists them.
+# Building and running need Go and make only: the BPF objects are committed. What else a target needs, it installs
+# through scripts/install-deps (Debian, as root) or names.
+
+# The compiler of the BPF code is pinned where it is called: in generate.go.
+GO        ?= go
+# Arguments for the command in `make run`, for example: make run ARGS='--localport 443 -o text'
+ARGS      ?=
+# Per fuzz target, in executions: with a time, Go before 1.27 now and then reports the end of it as a failure
+# (golang/go#75804). Per benchmark, in seconds.
+FUZZTIME  ?= 200000x
+BENCHTIME ?= 1s
+
+# One static binary that runs on any distribution and in an empty container. `race` alone needs cgo.
+export CGO_ENABLED := 0
+
+# Go stamps the commit into the binary, and fails where git does not trust the clone's owner (root in a container, on a
+# bind mount): there, build without the stamp.
+NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
+.PHONY: build run test generate generate-check lint fmt-check vet race fuzz bench clean help
+
+# Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
+build: ## build bin/tcptrace (the default)
+	@$(GO) build -trimpath $(NOSTAMP) -o bin/tcptrace ./cmd/tcptrace
+
+run: build ## build, then trace this host until interrupted (root; ARGS='...')
+	@exec bin/tcptrace $(ARGS)
+
+# -count=1: the running kernel is an input that go's test cache does not see.
+# -p 1: the live tests watch the whole host, and packages tested side by side would disturb each other's timing.
+test: ## all tests: unit, command line, live kernel (live ones need root)
+	scripts/install-deps test
+	$(GO) test -count=1 -p 1 -timeout 20m ./...
+
+generate: ## compile bpf/ anew and rewrite the generated code in internal/probe
+	scripts/install-deps generate
+	$(GO) generate ./...
+
+# In a copy, so that the work tree stays as it is. The copy starts without generated files, which also finds a committed
+# file that nothing generates any more; and it lies elsewhere, which finds a path that leaked into an object.
+generate-check: ## fail if the committed generated code is not what bpf/ gives
+	scripts/install-deps generate
+	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	tar --exclude=./.git --exclude=./bin -cf - . | tar -xf - -C "$$copy"; \
+	rm -f "$$copy"/internal/probe/*_bpfe[lb].*; \
+	(cd "$$copy" && $(GO) generate ./...); \
+	diff -rq internal/probe "$$copy/internal/probe" || { \
+		echo "generate-check: internal/probe is not what bpf/ gives: run 'make generate' and commit the result" >&2; \
+		exit 1; }
+
+# The linter lives in a module of its own, so that its dependencies never become the product's.
+lint: ## golangci-lint, rules in .golangci.yml (the first run builds it: about two minutes)
+	$(GO) tool -modfile=tools/go.mod golangci-lint run
+
+fmt-check: ## fail if gofmt would change a file
+	@out=$$(gofmt -l .) && test -z "$$out" || { echo "fmt-check: run gofmt -w on:" >&2; echo "$$out" >&2; exit 1; }
+
+vet: ## go vet
+	$(GO) vet ./...
+
+# Not ./test: those tests drive the built command, which has no race detector in it.
+race: ## the tests of cmd, internal and pkg under the race detector (needs gcc)
+	scripts/install-deps race
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m ./cmd/... ./internal/... ./pkg/...
+
+# go test fuzzes one target of one package at a time, hence the loop over all that exist.
+fuzz: ## run each fuzz target FUZZTIME=200000x times
+	@grep -roH --include='*_test.go' '^func Fuzz[[:alnum:]_]*' . | sort | while IFS=: read -r file func; do \
+		name=$${func#func }; echo "--- $$file: $$name"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
+	done
+
+bench: ## the Go benchmarks of internal and pkg
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./internal/... ./pkg/...
+
+clean: ## remove what the build made
+	rm -rf bin
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
