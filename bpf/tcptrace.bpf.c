@@ -1,0 +1,641 @@
+// SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause)
+/* tcptrace.bpf.c: what tcptrace runs in the kernel.
+ *
+ * sock:inet_sock_set_state hands over every state transition of every TCP
+ * socket. Each becomes one record in one ring buffer, in the order in which
+ * the socket went through them. All judgement is left to the agent; the
+ * kernel side only copies, and turns away early what a filter excludes for
+ * certain.
+ *
+ * All reads of kernel memory are direct BTF loads. They cost less than
+ * bpf_probe_read and are allowed under lockdown=confidentiality, which
+ * refuses the latter.
+ *
+ * The programs that trace:
+ *   set_state, set_state_nested  the transitions; see set_state_nested for why two
+ *   destroy_sock                 a socket's memory is released
+ *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
+ *   process_fork, process_free   who is whose child; whose PID is free again
+ * and those that are read by the agent:
+ *   dump_tcp, dump_files         sockets that exist, and who holds them
+ *   sample_clock                 jiffies against nanoseconds
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_tracing.h>
+#include "tcptrace.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Set by the agent before the programs are loaded, so that the verifier drops
+ * the branches that a run does not need. */
+const volatile __u32 pidns_inum;      /* 0: the agent is in the initial PID namespace */
+const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
+const volatile __u32 filter_netns;    /* 0: all */
+const volatile __u16 filter_family;   /* 0: both */
+const volatile bool filter_lport;
+const volatile bool filter_rport;
+const volatile bool filter_remote;
+const volatile __u8 lports[65536 / 8]; /* bit sets */
+const volatile __u8 rports[65536 / 8];
+
+/* One jiffy in nanoseconds; 0 until the agent has measured it. Written by the
+ * agent, read by the dump programs. */
+__u64 jiffy_ns;
+/* One sample of two clocks. Written by sample_clock, read by the agent. */
+__u64 clock_jiffies;
+__u64 clock_ktime_ns;
+
+/* Written by the tracing programs, read by the agent. When it is full, the
+ * record is dropped and counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} events SEC(".maps");
+
+/* The books. A transition is counted once in seen, and of these once more in
+ * filtered or ring_full if it goes no further. */
+struct counters {
+	__u64 seen;
+	__u64 filtered;
+	__u64 ring_full;
+	__u64 rescued; /* runs of set_state_nested that found work, other protocols' too */
+	__u64 records_lost; /* records that are not transitions: no place in the ring */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counts SEC(".maps");
+
+/* The transition that set_state handled last on this CPU. Written by
+ * set_state, read by set_state_nested. */
+struct last {
+	__u64 skaddr;
+	__u64 states;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct last);
+} last_seen SEC(".maps");
+
+/* On a listener: its cookie. The kernel clones it into every child (F_CLONE),
+ * which is how a child that nobody has accepted yet is tied to its listener:
+ * the address does not tell listeners that share a port apart. Written at
+ * CLOSE -> LISTEN and by dump_files, read at LISTEN -> SYN_RECV, freed by the
+ * kernel with the socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, __u64);
+} listener_of SEC(".maps");
+
+struct remote_key {
+	__u32 prefixlen;
+	__u8 addr[16];
+};
+
+/* --remote, IPv4 as ::ffff:0:0/96. Written by the agent before attaching. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, struct remote_key);
+	__type(value, __u8);
+} remotes SEC(".maps");
+
+/* Waking the reader costs more than the record (an irq_work and a task switch,
+ * and softirqs on top of this program). It reads on a deadline of its own and
+ * is woken only when the ring fills faster than that. */
+static __always_inline __u64 submit_flags(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) >= wakeup_bytes ?
+		       BPF_RB_FORCE_WAKEUP :
+		       BPF_RB_NO_WAKEUP;
+}
+
+static __always_inline struct counters *counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counts, &zero);
+}
+
+/* A softirq may interrupt a program between load and store of the same
+ * counter, hence atomic. */
+#define COUNT(c, field) \
+	do { \
+		if (c) \
+			__sync_fetch_and_add(&(c)->field, 1); \
+	} while (0)
+
+static __always_inline void copy_addr(__u8 *to, const struct in6_addr *from)
+{
+	__u32 *t = (__u32 *)to;
+
+	t[0] = from->in6_u.u6_addr32[0];
+	t[1] = from->in6_u.u6_addr32[1];
+	t[2] = from->in6_u.u6_addr32[2];
+	t[3] = from->in6_u.u6_addr32[3];
+}
+
+static __always_inline void map_addr(__u8 *to, __be32 from)
+{
+	__u32 *t = (__u32 *)to;
+
+	t[0] = 0;
+	t[1] = 0;
+	t[2] = bpf_htonl(0xffff);
+	t[3] = from;
+}
+
+/* The process's PID as the agent's PID namespace has it: struct pid carries a
+ * number for each level of namespaces from the initial one down. */
+static __always_inline __u32 pid_in_namespace(struct pid *pid)
+{
+	if (!pid)
+		return 0;
+	/* Before 6.6 the array was declared with one element, and the verifier
+	 * holds direct loads to that. */
+	if (bpf_core_field_size(pid->numbers) != 0)
+		return 0;
+#pragma unroll
+	for (int i = 1; i < 8; i++) {
+		if (pid->level < i)
+			break;
+		if (pid->numbers[i].ns->ns.inum == pidns_inum)
+			return pid->numbers[i].nr;
+	}
+	return 0;
+}
+
+static __always_inline void copy_proc(struct proc *p, struct task_struct *task)
+{
+	struct task_struct *leader = task->group_leader;
+	__u64 *comm = (__u64 *)p->comm;
+
+	if (pidns_inum) {
+		p->pid = pid_in_namespace(leader->thread_pid);
+		p->tid = pid_in_namespace(task->thread_pid);
+	} else {
+		p->pid = task->tgid;
+		p->tid = task->pid;
+	}
+	/* Threads have names of their own; users know the process by its leader's. */
+	comm[0] = ((__u64 *)leader->comm)[0];
+	comm[1] = ((__u64 *)leader->comm)[1];
+}
+
+static __always_inline void no_proc(struct proc *p)
+{
+	__u64 *w = (__u64 *)p;
+
+	w[0] = 0;
+	w[1] = 0;
+	w[2] = 0;
+}
+
+static __always_inline void copy_header(struct event *ev, const struct sock *sk, __u8 kind)
+{
+	ev->ktime_ns = bpf_ktime_get_boot_ns();
+	ev->skaddr = (__u64)sk;
+	ev->netns = sk->__sk_common.skc_net.net->ns.inum;
+	ev->kind = kind;
+	ev->oldstate = 0;
+	ev->newstate = 0;
+	ev->flags = 0;
+}
+
+/* Everything of a transition but its process and its header's states. */
+static __always_inline void copy_socket(struct transition *e, const struct sock *sk,
+					const struct tcp_sock *tp, int newstate)
+{
+	__u16 family = sk->__sk_common.skc_family;
+	unsigned long skflags = sk->__sk_common.skc_flags;
+	__u8 flags = 0;
+
+	e->family = family;
+	/* Before CLOSE the port is already given back (skc_num 0) but still
+	 * written in inet_sport. At CLOSE -> SYN_SENT it is the other way round:
+	 * inet_sport may be left over from an earlier connection. */
+	if (newstate == TCP_SYN_SENT)
+		e->lport = sk->__sk_common.skc_num;
+	else
+		e->lport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	e->rport = bpf_ntohs(sk->__sk_common.skc_dport);
+	e->shutdown = sk->sk_shutdown;
+	e->_pad = 0;
+	if (family == AF_INET6) {
+		copy_addr(e->laddr, &sk->__sk_common.skc_v6_rcv_saddr);
+		copy_addr(e->raddr, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		map_addr(e->laddr, sk->__sk_common.skc_rcv_saddr);
+		map_addr(e->raddr, sk->__sk_common.skc_daddr);
+	}
+	e->err = sk->sk_err;
+	e->unread = tp->rcv_nxt - tp->copied_seq;
+	e->sent = tp->bytes_sent - tp->bytes_retrans;
+	e->received = tp->bytes_received;
+
+	if (sk->sk_lock.owned)
+		flags |= F_OWNED;
+	if (sk->sk_socket)
+		flags |= F_SOCKET;
+	if (skflags & (1UL << SOCK_DEAD))
+		flags |= F_DEAD;
+	if (skflags & (1UL << SOCK_DONE))
+		flags |= F_DONE;
+	if ((skflags & (1UL << SOCK_LINGER)) && !sk->sk_lingertime)
+		flags |= F_LINGER0;
+	if (newstate == TCP_CLOSE && tp->repair)
+		flags |= F_REPAIR;
+	e->ev.flags = flags;
+}
+
+static __always_inline bool has_port(const volatile __u8 *set, __u16 port)
+{
+	return set[port >> 3] & (1 << (port & 7));
+}
+
+/* Reports whether a filter excludes this transition for certain. The agent
+ * decides again with all it knows. What is not known yet must pass: the local
+ * port of a client before it leaves SYN_SENT, the peer of a child before it is
+ * ESTABLISHED (kernels before 6.15 announce it without). The transition that
+ * makes it known passes too, so that the agent can forget a socket that turned
+ * out not to match. */
+static __always_inline bool excluded(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
+				     int newstate)
+{
+	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+		return true;
+
+	if (filter_lport && newstate != TCP_SYN_SENT && oldstate != TCP_SYN_SENT &&
+	    !has_port(lports, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport)))
+		return true;
+
+	if (oldstate == TCP_LISTEN || oldstate == TCP_SYN_RECV)
+		return false;
+
+	if (filter_rport && !has_port(rports, bpf_ntohs(sk->__sk_common.skc_dport)))
+		return true;
+
+	if (filter_family || filter_remote) {
+		struct remote_key key = { .prefixlen = 128 };
+		bool mapped;
+
+		if (sk->__sk_common.skc_family != AF_INET6)
+			map_addr(key.addr, sk->__sk_common.skc_daddr);
+		else if (newstate == TCP_LISTEN)
+			copy_addr(key.addr, &sk->__sk_common.skc_v6_rcv_saddr);
+		else
+			copy_addr(key.addr, &sk->__sk_common.skc_v6_daddr);
+		mapped = ((__u32 *)key.addr)[0] == 0 && ((__u32 *)key.addr)[1] == 0 &&
+			 ((__u32 *)key.addr)[2] == bpf_htonl(0xffff);
+		if (filter_family && (filter_family == AF_INET) != mapped)
+			return true;
+		if (filter_remote && !bpf_map_lookup_elem(&remotes, &key))
+			return true;
+	}
+
+	return false;
+}
+
+static __always_inline void emit(const struct sock *sk, int oldstate, int newstate)
+{
+	struct counters *c = counters();
+	const struct tcp_sock *tp;
+	struct transition *e;
+
+	tp = (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp)
+		return;
+	COUNT(c, seen);
+	if (excluded(sk, tp, oldstate, newstate)) {
+		COUNT(c, filtered);
+		return;
+	}
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		COUNT(c, ring_full);
+		return;
+	}
+	copy_header(&e->ev, sk, EVENT_TRANSITION);
+	e->ev.cookie = bpf_get_socket_cookie((void *)sk);
+	e->ev.oldstate = oldstate;
+	e->ev.newstate = newstate;
+	e->listener = 0;
+	copy_socket(e, sk, tp, newstate);
+	if (e->ev.flags & F_OWNED) {
+		struct task_struct *task = bpf_get_current_task_btf();
+		unsigned int pf = task->flags;
+
+		if (pf & PF_KTHREAD) {
+			e->ev.flags |= F_KTHREAD;
+			no_proc(&e->proc);
+		} else {
+			if (pf & PF_EXITING)
+				e->ev.flags |= F_EXITING;
+			copy_proc(&e->proc, task);
+		}
+	} else {
+		no_proc(&e->proc);
+	}
+	if (newstate == TCP_LISTEN) {
+		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+		if (l)
+			*l = e->ev.cookie;
+	} else if (oldstate == TCP_LISTEN) {
+		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, 0);
+
+		if (l && newstate != TCP_CLOSE) {
+			e->listener = *l;
+			/* Before 6.15 the clone still wears its listener's cookie. */
+			if (e->ev.cookie == *l)
+				e->ev.cookie = 0;
+		}
+	}
+	bpf_ringbuf_submit(e, submit_flags());
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state, const struct sock *sk, const int oldstate, const int newstate)
+{
+	__u32 zero = 0;
+	struct last *last = bpf_map_lookup_elem(&last_seen, &zero);
+
+	if (last) {
+		last->skaddr = (__u64)sk;
+		last->states = (__u64)oldstate << 32 | (__u32)newstate;
+	}
+	/* MPTCP's outer socket (262), SCTP and DCCP announce themselves here too. */
+	if (sk->sk_protocol == IPPROTO_TCP)
+		emit(sk, oldstate, newstate);
+	return 0;
+}
+
+/* From 6.1 on the kernel skips a tracing program that is already running on
+ * this CPU. A softirq that interrupts set_state would so lose its transitions
+ * in silence. This second program, attached after the first, runs in the
+ * softirq too: what set_state has not left its mark for, it was not given.
+ * When it is itself interrupted, between the mark and the comparison, the
+ * outer transition is sent twice; the agent drops the second. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_nested, const struct sock *sk, const int oldstate, const int newstate)
+{
+	__u32 zero = 0;
+	struct last *last = bpf_map_lookup_elem(&last_seen, &zero);
+	struct counters *c;
+
+	if (!last || (last->skaddr == (__u64)sk &&
+		      last->states == ((__u64)oldstate << 32 | (__u32)newstate)))
+		return 0;
+	c = counters();
+	COUNT(c, rescued);
+	if (sk->sk_protocol == IPPROTO_TCP)
+		emit(sk, oldstate, newstate);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(destroy_sock, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct counters *c;
+	struct destroy *e;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return 0;
+	}
+	copy_header(&e->ev, sk, EVENT_DESTROY);
+	e->ev.cookie = sk->__sk_common.skc_cookie.counter;
+	if (sk->sk_lock.owned && !(task->flags & PF_KTHREAD)) {
+		e->ev.flags = F_OWNED | (task->flags & PF_EXITING ? F_EXITING : 0);
+		copy_proc(&e->proc, task);
+	} else {
+		no_proc(&e->proc);
+	}
+	bpf_ringbuf_submit(e, submit_flags());
+	return 0;
+}
+
+static __always_inline void emit_accept(const struct sock *sk, struct task_struct *task, int fd)
+{
+	struct counters *c;
+	struct accept *e;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return;
+	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return;
+	}
+	copy_header(&e->ev, sk, EVENT_ACCEPT);
+	e->ev.cookie = sk->__sk_common.skc_cookie.counter;
+	copy_proc(&e->proc, task);
+	e->fd = fd;
+	e->_pad = 0;
+	bpf_ringbuf_submit(e, submit_flags());
+}
+
+/* io_uring's workers come this way too, and carry their process's tgid. */
+SEC("fexit/inet_accept")
+int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
+{
+	struct sock *sk = newsock->sk;
+
+	/* A failed accept() has made no sock. */
+	if (sk)
+		emit_accept(sk, bpf_get_current_task_btf(), -1);
+	return 0;
+}
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+
+#define CAST(type, addr) ((type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(type)))
+
+/* The TCP socket behind a descriptor of the current task, or NULL.
+ * Needs bpf_rdonly_cast (6.2), so that these too are direct loads. */
+static __always_inline const struct sock *sock_of_fd(struct task_struct *task, long fd)
+{
+	struct fdtable *fdt;
+	struct socket *socket;
+	struct inode *inode;
+	struct file *file;
+
+	if (!task->files)
+		return NULL;
+	fdt = task->files->fdt;
+	if (fd < 0 || fd >= fdt->max_fds)
+		return NULL;
+	file = (struct file *)CAST(struct hlist_head, (__u64)fdt->fd + fd * sizeof(void *))->first;
+	if (!file)
+		return NULL;
+	file = CAST(struct file, file);
+	inode = file->f_inode;
+	if ((inode->i_mode & S_IFMT) != S_IFSOCK || inode->i_sb->s_magic != SOCKFS_MAGIC)
+		return NULL;
+	socket = CAST(struct socket, file->private_data);
+	return socket->sk;
+}
+
+/* Where trampolines (fexit) are refused. It runs at the end of every system
+ * call of the host, so what is not accept must leave at once. */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(accept_syscall, struct pt_regs *regs, long ret)
+{
+	struct task_struct *task;
+	const struct sock *sk;
+	long nr;
+
+	if (ret < 0)
+		return 0;
+	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
+		nr = ((struct pt_regs___x86 *)regs)->orig_ax;
+		if (nr != 43 && nr != 288)
+			return 0;
+	} else {
+		nr = ((struct pt_regs___arm64 *)regs)->syscallno;
+		if (nr != 202 && nr != 242)
+			return 0;
+	}
+	task = bpf_get_current_task_btf();
+	sk = sock_of_fd(task, ret);
+	if (sk)
+		emit_accept(sk, task, ret);
+	return 0;
+}
+
+static __always_inline void emit_process(struct task_struct *task, struct task_struct *parent)
+{
+	struct process *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	struct counters *c;
+
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return;
+	}
+	__builtin_memset(&e->ev, 0, sizeof(e->ev));
+	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
+	e->ev.kind = parent ? EVENT_FORK : EVENT_EXIT;
+	copy_proc(&e->proc, task);
+	if (parent)
+		copy_proc(&e->parent, parent);
+	else
+		no_proc(&e->parent);
+	bpf_ringbuf_submit(e, submit_flags());
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
+{
+	if (child->pid == child->tgid) /* else a thread */
+		emit_process(child, parent);
+	return 0;
+}
+
+/* sched_process_exit would be too early: the exiting process has yet to close
+ * its sockets. */
+SEC("tp_btf/sched_process_free")
+int BPF_PROG(process_free, struct task_struct *task)
+{
+	if (task->pid == task->tgid)
+		emit_process(task, NULL);
+	return 0;
+}
+
+static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
+{
+	struct socket_row row = {};
+	struct tcp_sock *tp;
+	__u8 state;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return;
+	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+		return;
+	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	state = sk->__sk_common.skc_state;
+	copy_header(&row.tr.ev, sk, EVENT_SOCKET);
+	row.tr.ev.cookie = bpf_get_socket_cookie(sk);
+	row.tr.ev.oldstate = state;
+	row.tr.ev.newstate = state;
+	copy_socket(&row.tr, sk, tp, state);
+	if (task)
+		copy_proc(&row.tr.proc, task);
+	row.fd = fd;
+	if (tp->rcv_tstamp)
+		row.quiet_ns = (__u64)((__u32)bpf_jiffies64() - tp->rcv_tstamp) * jiffy_ns;
+	if (state == TCP_LISTEN) {
+		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+		if (l)
+			*l = row.tr.ev.cookie;
+	}
+	bpf_seq_write(seq, &row, sizeof(row));
+}
+
+/* The sockets of one network namespace: that of the thread which opens the
+ * iterator. Finds those too that no process holds. */
+SEC("iter/tcp")
+int dump_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	struct tcp_sock *tp;
+
+	if (!skc)
+		return 0;
+	/* NULL for a request_sock and for a TIME_WAIT minisocket. */
+	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(skc);
+	if (tp)
+		dump(ctx->meta->seq, (struct sock *)tp, NULL, -1);
+	return 0;
+}
+
+/* The sockets that processes hold, in every network namespace: every
+ * descriptor of every process of the opening thread's PID namespace. */
+SEC("iter/task_file")
+int dump_files(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (socket && socket->sk)
+		dump(ctx->meta->seq, socket->sk, task, ctx->fd);
+	return 0;
+}
+
+SEC("iter/bpf_map")
+int sample_clock(struct bpf_iter__bpf_map *ctx)
+{
+	clock_jiffies = bpf_jiffies64();
+	clock_ktime_ns = bpf_ktime_get_boot_ns();
+	return 0;
+}

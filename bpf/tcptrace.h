@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: (GPL-2.0 OR BSD-2-Clause) */
+/* tcptrace.h: the wire contract between the kernel side and pkg/events.
+ *
+ * Every record begins with struct event. The kernel and the agent share one
+ * host, so integers are in host order, which is little-endian wherever
+ * tcptrace runs; addresses are in network order, IPv4 as ::ffff:a.b.c.d.
+ * A recording holds the same bytes: a change here is a new recording version.
+ */
+#ifndef TCPTRACE_H
+#define TCPTRACE_H
+
+enum event_kind {
+	EVENT_TRANSITION = 1, /* struct transition */
+	EVENT_DESTROY = 2,    /* struct destroy: the last reference was dropped */
+	EVENT_ACCEPT = 3,     /* struct accept */
+	EVENT_SOCKET = 4,     /* struct socket_row: found by an iterator */
+	EVENT_FORK = 5,       /* struct process */
+	EVENT_EXIT = 6,       /* struct process: its PID can be used again */
+};
+
+enum event_flags {
+	F_OWNED = 1 << 0,   /* in a system call on this very socket */
+	F_SOCKET = 1 << 1,  /* sk_socket != NULL: accepted, and not closed */
+	F_DEAD = 1 << 2,    /* SOCK_DEAD: close() was called */
+	F_DONE = 1 << 3,    /* SOCK_DONE: the peer's FIN has arrived */
+	F_EXITING = 1 << 4, /* current is exiting (PF_EXITING) */
+	F_KTHREAD = 1 << 5, /* current is a kernel thread: nobody's process */
+	F_LINGER0 = 1 << 6, /* SO_LINGER with a time of 0: close() resets */
+	F_REPAIR = 1 << 7,  /* TCP_REPAIR: closes in silence */
+};
+
+struct event {
+	__u64 ktime_ns; /* CLOCK_BOOTTIME */
+	__u64 skaddr;
+	__u64 cookie; /* 0: the kernel has none */
+	__u32 netns;
+	__u8 kind;
+	__u8 oldstate;
+	__u8 newstate;
+	__u8 flags;
+};
+
+/* A process in the PID namespace of the agent; pid 0: not visible from there,
+ * or nobody's. comm is the thread group leader's, any bytes, NUL-padded. */
+struct proc {
+	__u32 pid;
+	__u32 tid;
+	__u8 comm[16];
+};
+
+struct transition {
+	struct event ev;
+	struct proc proc; /* only with F_OWNED: a bystander's name never leaves the kernel */
+	__u16 family;
+	__u16 lport; /* host order; 0: not chosen yet */
+	__u16 rport;
+	__u8 shutdown; /* sk_shutdown: 1 RCV, 2 SEND */
+	__u8 _pad;
+	__u8 laddr[16];
+	__u8 raddr[16];
+	__u64 listener; /* LISTEN -> SYN_RECV: the listener's cookie */
+	__u32 err;      /* sk_err */
+	__u32 unread;   /* rcv_nxt - copied_seq, a received FIN included */
+	__u64 sent;     /* payload bytes sent, without retransmissions */
+	__u64 received; /* payload bytes received, a received FIN included */
+};
+
+struct destroy {
+	struct event ev;
+	struct proc proc;
+};
+
+struct accept {
+	struct event ev;
+	struct proc proc;
+	__s32 fd; /* -1: not known */
+	__u32 _pad;
+};
+
+/* One descriptor of one process (proc.pid != 0 or fd >= 0), or a socket that
+ * no descriptor was looked up for (fd -1). tr.ev.oldstate = newstate = state. */
+struct socket_row {
+	struct transition tr;
+	__u64 quiet_ns; /* since the last segment that carried an ACK; 0: unknown */
+	__s32 fd;
+	__u32 _pad;
+};
+
+struct process {
+	struct event ev; /* skaddr, cookie, netns: 0 */
+	struct proc proc;
+	struct proc parent; /* EVENT_FORK */
+};
+
+_Static_assert(sizeof(struct event) == 32, "wire");
+_Static_assert(sizeof(struct proc) == 24, "wire");
+_Static_assert(sizeof(struct transition) == 128, "wire");
+_Static_assert(__builtin_offsetof(struct transition, laddr) == 64, "wire");
+_Static_assert(__builtin_offsetof(struct transition, listener) == 96, "wire");
+_Static_assert(sizeof(struct destroy) == 56, "wire");
+_Static_assert(sizeof(struct accept) == 64, "wire");
+_Static_assert(sizeof(struct socket_row) == 144, "wire");
+_Static_assert(sizeof(struct process) == 80, "wire");
+
+#endif
