@@ -1,0 +1,143 @@
+package aggregate
+
+import (
+	"syscall"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// sk_shutdown (include/net/sock.h).
+const shutdownBoth = 3
+
+// firstFin says who closed first, from the transition that shows the first FIN
+// of a connection.
+func firstFin(was Closer, old, next events.State) Closer {
+	switch next {
+	case events.FinWait1:
+		if was == CloserUnknown {
+			return CloserLocal
+		}
+	case events.CloseWait:
+		return CloserRemote
+	case events.Closing:
+		// tcp_fin() in FIN_WAIT1: the FINs have crossed.
+		if old == events.FinWait1 {
+			return CloserBoth
+		}
+	}
+	return was
+}
+
+// closerInState is firstFin for a connection that was found in st.
+func closerInState(st events.State) Closer {
+	switch st {
+	case events.FinWait1, events.FinWait2:
+		return CloserLocal
+	case events.CloseWait, events.LastAck:
+		return CloserRemote
+	case events.Closing:
+		return CloserBoth
+	}
+	return CloserUnknown
+}
+
+// endOf says what ended the connection, from its transition to CLOSE. The
+// reasoning follows the callers of tcp_set_state(sk, TCP_CLOSE) in net/ipv4.
+func endOf(ev *events.Event) End {
+	owned := ev.Flags&events.Owned != 0
+	switch syscall.Errno(ev.Err) {
+	case 0:
+	case syscall.ECONNREFUSED:
+		return EndRefused
+	case syscall.ECONNRESET, syscall.EPIPE:
+		return EndResetReceived
+	case syscall.ETIMEDOUT:
+		return EndTimeout
+	case syscall.ECONNABORTED:
+		return EndAborted
+	default:
+		// tcp_write_err() reports the last ICMP error instead of ETIMEDOUT when
+		// it gives up. In SYN_SENT the ICMP error itself may have ended it
+		// (tcp_v4_err), or an old error may still be set on a socket that is used
+		// again.
+		if ev.Old == events.SynSent || owned {
+			return EndUnknown
+		}
+		return EndTimeout
+	}
+
+	switch ev.Old {
+	case events.SynSent, events.SynRecv:
+		// close() or shutdown() before it was established, or a child that
+		// could not be inserted.
+		return EndAborted
+	case events.LastAck, events.Closing:
+		if ev.Flags&events.Done != 0 {
+			return EndFin
+		}
+		return EndUnknown
+	case events.FinWait2:
+		// Done in FIN_WAIT2 is tcp_fin() at work; after it there is no such
+		// socket any more.
+		if ev.Flags&events.Done != 0 {
+			return EndFin
+		}
+		if ev.Flags&events.Dead != 0 {
+			// A FIN_WAIT2 minisocket took over, or TCP_LINGER2 < 0 cut it
+			// short: the socket's fields do not tell (tcp_rcv_state_process).
+			return EndUnknown
+		}
+	}
+	switch {
+	case ev.Flags&events.Repair != 0:
+		return EndAborted
+	case owned && ev.Flags&events.Dead == 0:
+		// __tcp_close() with unread data or SO_LINGER 0, or connect(AF_UNSPEC):
+		// a reset goes out.
+		return EndResetSent
+	case !owned && ev.Flags&(events.HasSocket|events.Dead) == 0:
+		// inet_child_forget(): the listener was closed, the child not accepted.
+		return EndResetSent
+	case ev.Flags&events.Dead != 0:
+		// tcp_out_of_resources(): too many orphans.
+		return EndAborted
+	}
+	return EndUnknown
+}
+
+// handedOver reports whether the connection may live on in a FIN_WAIT2
+// minisocket after this transition to CLOSE (tcp_time_wait): its time in
+// FIN_WAIT2 has then not ended.
+func handedOver(ev *events.Event) bool {
+	return ev.Old == events.FinWait2 && ev.New == events.Close && ev.Err == 0 &&
+		ev.Flags&(events.Done|events.Dead) == events.Dead
+}
+
+// lettingGo reports whether the process closed or shut down the socket in this
+// transition. Reset, time-out, and ss -K (ECONNABORTED, whose caller has nothing
+// to do with the socket) are not that; nor is connect(AF_UNSPEC), which leaves
+// sk_shutdown 0.
+func lettingGo(ev *events.Event) bool {
+	if ev.Flags&events.Owned == 0 || syscall.Errno(ev.Err) == syscall.ECONNABORTED {
+		return false
+	}
+	if ev.Old == ev.New {
+		// tcp_close_state(): close() after shutdown(SHUT_WR).
+		return ev.Old != events.Listen && ev.Old != events.Close
+	}
+	switch ev.New {
+	case events.FinWait1, events.LastAck:
+		return true
+	case events.Close:
+		switch ev.Old {
+		case events.LastAck, events.Closing:
+			return false
+		case events.FinWait2:
+			if ev.Flags&events.Done != 0 {
+				return false // the peer's FIN, processed in this process's context
+			}
+		}
+		return ev.Err == 0 && ev.Shutdown == shutdownBoth
+	}
+	return false
+}

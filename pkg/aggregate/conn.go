@@ -1,0 +1,121 @@
+package aggregate
+
+import "github.com/tcptrace/tcptrace/pkg/events"
+
+// conn is what the tracker knows of one socket, and of the connection that the
+// socket carries now: connect(AF_UNSPEC) lets one socket carry several.
+// It holds no pointers, so that a table of a million is invisible to the garbage
+// collector.
+type conn struct {
+	Ends
+	skaddr uint64
+	start  uint64 // Ktime of the connection's first transition; 0: not seen
+	since  uint64 // Ktime at which state was entered; 0: not seen
+	asOf   uint64 // Ktime at which a scan found the socket; 0: known by its transitions
+	spent  Spent
+
+	state     events.State
+	lastOld   events.State // the last transition, to tell a duplicate
+	lastKtime uint64
+	role      Role
+	closer    Closer
+	call      CloseCall
+	startErr  uint32 // sk_err that an earlier connection left behind
+
+	verdict   verdict
+	excluded  bool // by its ends, which is for good
+	byProcess bool // a process that the filter asks for holds or held it
+	sought    bool // waits for a scan to tell its owner
+	queued    bool // found by the first scan in an accept queue
+	gap       bool // a transition was missed since the last one that was reported
+	missed    bool // a transition was missed
+	unprinted uint32
+	quiet     uint64 // of a scanned socket
+	unread    uint32
+	free      uint32 // next in the free list, when unused
+}
+
+// begin makes c a new connection of the same socket, or the first. Who holds the
+// socket does not change by that.
+func (c *conn) begin(ev *events.Event) {
+	*c = conn{
+		Ends:      Ends{Cookie: c.Cookie, Netns: ev.Netns, Owner: c.Owner},
+		skaddr:    ev.Skaddr,
+		state:     ev.Old,
+		byProcess: c.byProcess,
+	}
+}
+
+// learn takes over what the event tells about the ends. An event may know less
+// than an earlier one: a port is given back before CLOSE, a child of a kernel
+// before 6.15 is announced without its peer.
+func (c *conn) learn(ev *events.Event) {
+	if ev.Cookie != 0 {
+		c.Cookie = ev.Cookie
+	}
+	// A connect() that fails before a port was chosen may show one that an
+	// earlier connection of the socket used.
+	staleport := ev.Old == events.SynSent && ev.New == events.Close &&
+		ev.Flags&events.Owned != 0 && ev.Err == 0 && ev.Shutdown == 0
+	if ev.Lport != 0 && !staleport {
+		c.Lport = ev.Lport
+	}
+	if ev.New == events.Listen || ev.Old == events.Listen && ev.New == events.Close {
+		c.Laddr = ev.Laddr
+		return // a listener that was a client before still wears its old peer
+	}
+	if ev.Rport != 0 {
+		c.Rport, c.Raddr, c.Laddr = ev.Rport, ev.Raddr, ev.Laddr
+	} else if c.Rport == 0 {
+		c.Laddr = ev.Laddr
+	}
+}
+
+// table holds the conns and finds them by the address of their struct sock.
+// It grows by chunks, so that growing never copies, and its memory is that of
+// the most that were alive at once.
+type table struct {
+	bySk   map[uint64]uint32
+	chunks []*[chunkLen]conn
+	used   uint32 // conns ever handed out; number 0 never is
+	free   uint32 // head of the free list; 0: empty
+	max    int
+}
+
+const chunkLen = 1024
+
+func newTable(limit int) table {
+	return table{bySk: map[uint64]uint32{}, used: 1, max: limit}
+}
+
+func (t *table) at(i uint32) *conn { return &t.chunks[i/chunkLen][i%chunkLen] }
+
+// find returns 0 if the socket is not in the table.
+func (t *table) find(skaddr uint64) uint32 { return t.bySk[skaddr] }
+
+// add returns 0 if the table is full.
+func (t *table) add(skaddr uint64) uint32 {
+	if len(t.bySk) >= t.max {
+		return 0
+	}
+	i := t.free
+	if i != 0 {
+		t.free = t.at(i).free
+	} else {
+		i = t.used
+		t.used++
+		if int(i/chunkLen) == len(t.chunks) {
+			t.chunks = append(t.chunks, new([chunkLen]conn))
+		}
+	}
+	*t.at(i) = conn{skaddr: skaddr}
+	t.bySk[skaddr] = i
+	return i
+}
+
+func (t *table) remove(i uint32) {
+	c := t.at(i)
+	delete(t.bySk, c.skaddr)
+	*c = conn{free: t.free}
+	t.free = i
+}

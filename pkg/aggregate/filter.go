@@ -1,0 +1,119 @@
+package aggregate
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// Filter says which sockets records are made for. Its parts combine with AND;
+// an empty part lets everything through. All but Pids, Comms and Follow can be
+// decided in the kernel too, which does so early where it can.
+type Filter struct {
+	Pids    []uint32 // processes that hold or held the socket, in the agent's PID namespace
+	Comms   []events.Comm
+	Follow  bool // the children of the processes above too
+	Lports  []uint16
+	Rports  []uint16
+	Family  int // 4, 6, or 0 for both
+	Remotes []netip.Prefix
+	Netns   uint32
+}
+
+// ByProcess reports whether f looks at the process.
+func (f *Filter) ByProcess() bool { return len(f.Pids) > 0 || len(f.Comms) > 0 }
+
+// verdict is what a filter says of a socket: undecided as long as what it asks
+// about is not known.
+type verdict uint8
+
+const (
+	undecided verdict = iota
+	yes
+	no
+)
+
+// byEnds judges the part of f that looks at the ends of the socket.
+func (f *Filter) byEnds(e *Ends, listening bool) verdict {
+	v := yes
+	check := func(known, match bool) {
+		switch {
+		case !known:
+			if v == yes {
+				v = undecided
+			}
+		case !match:
+			v = no
+		}
+	}
+	if f.Netns != 0 {
+		check(true, e.Netns == f.Netns)
+	}
+	if len(f.Lports) > 0 {
+		check(e.Lport != 0, slices.Contains(f.Lports, e.Lport))
+	}
+	// A listener has no peer, and never will.
+	peerKnown := listening || e.Rport != 0
+	if len(f.Rports) > 0 {
+		check(peerKnown, slices.Contains(f.Rports, e.Rport))
+	}
+	if f.Family != 0 {
+		check(peerKnown, e.Is4() == (f.Family == 4))
+	}
+	if len(f.Remotes) > 0 {
+		check(peerKnown, !listening && containsAddr(f.Remotes, e.Raddr.Netip()))
+	}
+	return v
+}
+
+func containsAddr(ps []netip.Prefix, a netip.Addr) bool {
+	for _, p := range ps {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// processes is the part of a Filter that looks at processes, and what it has
+// learned since: the children, and who has gone.
+type processes struct {
+	filter   *Filter
+	pids     map[uint32]bool // of Filter.Pids, those that have not exited
+	children map[uint32]bool // descendants of a process that matches
+}
+
+func newProcesses(f *Filter) processes {
+	p := processes{filter: f, pids: map[uint32]bool{}, children: map[uint32]bool{}}
+	for _, pid := range f.Pids {
+		p.pids[pid] = true
+	}
+	return p
+}
+
+// match reports whether f asks for this process.
+func (p *processes) match(pid uint32, comm *events.Comm) bool {
+	if pid == 0 {
+		return false
+	}
+	if p.children[pid] {
+		return true
+	}
+	if len(p.filter.Pids) > 0 && !p.pids[pid] {
+		return false
+	}
+	return len(p.filter.Comms) == 0 || slices.Contains(p.filter.Comms, *comm)
+}
+
+func (p *processes) forked(parent, child *events.Proc) {
+	if p.filter.Follow && child.Pid != 0 && p.match(parent.Pid, &parent.Comm) {
+		p.children[child.Pid] = true
+	}
+}
+
+// exited forgets a process whose PID the kernel may give to another.
+func (p *processes) exited(pid uint32) {
+	delete(p.pids, pid)
+	delete(p.children, pid)
+}

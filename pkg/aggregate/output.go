@@ -1,0 +1,165 @@
+package aggregate
+
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// Records that a filter has not decided about are held per socket. A server's
+// child needs two until it is accepted; more than this many are shed.
+const maxHeld = 16
+
+// decide applies the filter to what is known of the socket now, and when that
+// has become enough, prints what was held or lets go of it.
+func (t *Tracker) decide(i uint32) {
+	c := t.table.at(i)
+	switch {
+	case c.verdict == yes:
+		return
+	case c.verdict == no && !c.byProcess:
+		return // for good, or until a process that matches gets hold of it
+	}
+	c.verdict = t.filter.byEnds(&c.Ends, c.state == events.Listen || c.lastOld == events.Listen && c.state == events.Close)
+	c.excluded = c.verdict == no
+	if c.verdict == yes && t.filter.ByProcess() && !c.byProcess {
+		switch c.Owner.Source {
+		case SourceNone, SourceListener:
+			c.verdict = undecided
+		default:
+			c.verdict = no
+		}
+	}
+	t.release(i)
+}
+
+// settle decides for a socket that has ended, or has waited in the accept queue
+// for long: what is not known now counts as not matching, and a socket that
+// nobody has accepted is its listener's.
+func (t *Tracker) settle(i uint32) {
+	c := t.table.at(i)
+	if o := &c.Owner; o.Source == SourceListener && t.procs.match(o.Pid, &o.Comm) {
+		c.byProcess = true
+		t.decide(i)
+	}
+	if c.verdict == undecided {
+		c.verdict = no
+		t.release(i)
+	}
+}
+
+// release prints or forgets what was held for a socket, once that is decided.
+func (t *Tracker) release(i uint32) {
+	c := t.table.at(i)
+	if c.verdict == undecided {
+		return
+	}
+	held := t.held[i]
+	if held == nil {
+		return
+	}
+	delete(t.held, i)
+	if c.verdict != yes {
+		return
+	}
+	for k := range held {
+		tr := &held[k]
+		// Who it is only became known while it was held.
+		if tr.Owner.Source == SourceNone || tr.Owner.Source == SourceListener {
+			tr.Owner = c.Owner
+		}
+		tr.Cookie = c.Cookie
+		t.emit(c, tr)
+	}
+}
+
+// print sends t.tr on its way.
+func (t *Tracker) print(i uint32) {
+	c := t.table.at(i)
+	switch c.verdict {
+	case yes:
+		t.emit(c, &t.tr)
+	case undecided:
+		if len(t.held[i]) < maxHeld {
+			t.held[i] = append(t.held[i], t.tr)
+		} else {
+			c.unprinted++
+		}
+	}
+}
+
+func (t *Tracker) emit(c *conn, tr *Transition) {
+	tr.Unprinted = c.unprinted
+	if !t.out.Transition(tr) {
+		c.unprinted++
+	}
+}
+
+// Tick lets time pass for what waits: ktime is the kernel's clock now.
+func (t *Tracker) Tick(ktime uint64) {
+	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, c *conn) {
+		if c.verdict == undecided && c.Owner.Source == SourceListener {
+			t.settle(i)
+		}
+	})
+	t.ownerless = t.expire(t.ownerless, ktime, seekAfter, func(_ uint32, c *conn) {
+		if c.sought && c.Owner.Source == SourceNone {
+			t.wantScan = true
+		}
+	})
+}
+
+// expire calls f for the waiters that have waited for as long as after, if their
+// socket is still in the table, and returns the others.
+func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)) []waiter {
+	n := 0
+	for ; n < len(ws) && ktime >= ws[n].ktime+after; n++ {
+		i := t.table.find(ws[n].skaddr)
+		// Another socket may have the address by now. It began later.
+		if i != 0 && t.table.at(i).start <= ws[n].ktime {
+			f(i, t.table.at(i))
+		}
+	}
+	return ws[:copy(ws, ws[n:])]
+}
+
+// Scanned ends the first scan: a Socket record is made for each socket that it
+// found. With complete, a socket that is unknown from now on is one whose
+// beginning was missed.
+func (t *Tracker) Scanned(complete bool) {
+	t.ownQueued()
+	for _, i := range t.scanned {
+		c := t.table.at(i)
+		if o := &c.Owner; o.Source == SourceListener && t.procs.match(o.Pid, &o.Comm) {
+			c.byProcess = true
+		}
+		t.decide(i)
+		if c.verdict == yes {
+			t.emitSocket(i)
+		}
+		if c.excluded && c.state != events.Listen {
+			t.drop(i)
+		}
+	}
+	t.scanned, t.settled = nil, complete
+	clear(t.holders)
+}
+
+func (t *Tracker) emitSocket(i uint32) {
+	c := t.table.at(i)
+	s := Socket{
+		Ends: c.Ends, Ktime: c.asOf, State: c.state, Age: Unknown,
+		Holders: t.holders[i], Unread: c.unread,
+	}
+	// The last segment with an ACK came in this state: it brought the socket
+	// there, or came later. In the other states nothing says so.
+	switch c.state {
+	case events.Established, events.CloseWait, events.FinWait2, events.Closing:
+		if c.quiet != 0 {
+			s.Age = time.Duration(c.quiet)
+		}
+	}
+	if !t.out.Socket(&s) {
+		c.unprinted++
+	}
+}

@@ -1,0 +1,352 @@
+package aggregate
+
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// A repeated opening transition within this time is the kernel side's duplicate
+// (see set_state_nested); after it, a new connection whose predecessor's end was
+// missed.
+const duplicateWithin = uint64(10 * time.Millisecond)
+
+// A process that uses a socket which nothing has told about is looked for after
+// this time. Most often its accept() is just about to return.
+const seekAfter = uint64(100 * time.Millisecond)
+
+// A socket that waits in the accept queue longer than this is given to its
+// listener's owner, as far as a filter by process is concerned.
+const acceptWait = uint64(time.Second)
+
+// Counts are the tracker's part of the books.
+type Counts struct {
+	Delivered  uint64 // transitions observed, duplicates not counted
+	Duplicates uint64 // transitions that the kernel side sent twice
+	TableFull  uint64 // transitions of sockets that the table has no place for
+	Missed     uint64 // transitions that must have happened and never came, at the least
+	Tracked    int    // sockets in the table
+}
+
+// A Tracker follows every socket through its states. It belongs to one
+// goroutine.
+type Tracker struct {
+	out    Output
+	filter *Filter
+	procs  processes
+	table  table
+	counts Counts
+
+	listeners map[uint64]uint32 // cookie -> listening conn
+	held      map[uint32][]Transition
+	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
+	ownerless []waiter // in use by a process that nothing has told about; oldest first
+
+	scanned  []uint32            // conns that the first scan found, in its order
+	holders  map[uint32][]Holder // of these
+	settled  bool                // the first scan is over: what is unknown now was missed
+	wantScan bool
+
+	tr Transition // reused: one record is under way at a time
+	cn Connection
+}
+
+// A waiter is a connection that something is done about later, if it is still
+// there: skaddr and start name it.
+type waiter struct {
+	skaddr, ktime uint64
+}
+
+// NewTracker returns a tracker that follows at most maxSockets sockets at once
+// and gives the records of those that filter lets through to out.
+func NewTracker(out Output, filter *Filter, maxSockets int) *Tracker {
+	return &Tracker{
+		out:       out,
+		filter:    filter,
+		procs:     newProcesses(filter),
+		table:     newTable(maxSockets),
+		listeners: map[uint64]uint32{},
+		held:      map[uint32][]Transition{},
+		holders:   map[uint32][]Holder{},
+	}
+}
+
+// Counts returns the books as they stand.
+func (t *Tracker) Counts() Counts {
+	c := t.counts
+	c.Tracked = len(t.table.bySk)
+	return c
+}
+
+// WantScan reports, once, whether a socket is in use whose owner only a scan of
+// the descriptors can tell.
+func (t *Tracker) WantScan() bool {
+	w := t.wantScan
+	t.wantScan = false
+	return w
+}
+
+// Observe takes the next event. It does not keep ev.
+func (t *Tracker) Observe(ev *events.Event) {
+	switch ev.Kind {
+	case events.Transition:
+		t.transition(ev)
+	case events.Destroy:
+		t.destroy(ev)
+	case events.Accept:
+		if i := t.lookup(ev); i != 0 {
+			t.own(i, &ev.Proc, SourceAccept)
+			t.decide(i)
+		}
+	case events.Socket:
+		t.row(ev)
+	case events.Fork:
+		t.procs.forked(&ev.Parent, &ev.Proc)
+	case events.Exit:
+		t.procs.exited(ev.Proc.Pid)
+	}
+}
+
+// lookup finds the conn of an event's socket. A cookie that differs says that
+// the address has been given to another socket, and the end of the first missed.
+func (t *Tracker) lookup(ev *events.Event) uint32 {
+	i := t.table.find(ev.Skaddr)
+	if i == 0 {
+		return 0
+	}
+	if c := t.table.at(i); c.Cookie != 0 && ev.Cookie != 0 && c.Cookie != ev.Cookie {
+		t.vanish(i, ev.Ktime)
+		return 0
+	}
+	return i
+}
+
+func opening(ev *events.Event) bool {
+	switch ev.Old {
+	case events.Close:
+		return ev.New == events.SynSent || ev.New == events.Listen
+	case events.Listen:
+		return ev.New == events.SynRecv
+	}
+	return false
+}
+
+func (t *Tracker) transition(ev *events.Event) {
+	i, ok := t.place(ev)
+	if !ok {
+		return
+	}
+	t.counts.Delivered++
+	c := t.table.at(i)
+	c.learn(ev)
+	t.attribute(i, ev)
+
+	// A transition into the same state ends nothing (close() after
+	// shutdown(SHUT_WR) makes one); the time is counted when the state is left.
+	dwell := Unknown
+	if ev.Old != ev.New {
+		if c.since != 0 && !handedOver(ev) {
+			dwell = time.Duration(max(ev.Ktime, c.since) - c.since)
+		}
+		if !opening(ev) {
+			c.spent.add(ev.Old, dwell)
+		}
+		c.since = ev.Ktime
+	}
+	c.closer = firstFin(c.closer, ev.Old, ev.New)
+	noteCall(c, ev)
+	c.lastOld, c.lastKtime, c.state = ev.Old, ev.Ktime, ev.New
+
+	t.decide(i)
+	t.tr = Transition{Ends: c.Ends, Ktime: ev.Ktime, Old: ev.Old, New: ev.New, Dwell: dwell, Gap: c.gap}
+	c.gap = false
+	t.print(i)
+
+	if ev.New == events.Close && ev.Old != events.Close {
+		if ev.Old == events.Listen {
+			delete(t.listeners, c.Cookie)
+		} else {
+			t.finish(i, ev, true)
+		}
+	}
+	// A filter by ends works in the kernel too: no more will come of this one.
+	// Listeners are kept for their children's sake.
+	if c.excluded && c.state != events.Listen {
+		t.drop(i)
+	}
+}
+
+// place finds the conn that a transition belongs to, or makes it, in the state
+// that the transition leaves. It returns false if there is nothing to do.
+func (t *Tracker) place(ev *events.Event) (uint32, bool) {
+	opens := opening(ev)
+	i := t.lookup(ev)
+	if i != 0 {
+		c := t.table.at(i)
+		again := ev.Old == c.lastOld && ev.New == c.state && ev.Old != ev.New
+		if again && (!opens || ev.Ktime-c.lastKtime < duplicateWithin) {
+			t.counts.Duplicates++
+			return 0, false
+		}
+		// What happened before the first scan came by is read after it.
+		stale := ev.Ktime <= c.asOf
+		switch {
+		case opens && ev.Old == events.Listen && !stale:
+			// A child is always a new socket.
+			t.vanish(i, ev.Ktime)
+			i = 0
+		case opens:
+			if c.state != events.Close && !stale {
+				t.missEnd(i, ev.Ktime)
+			}
+			c.begin(ev)
+			t.begun(i, ev)
+			return i, true
+		case c.state != ev.Old:
+			c.since = 0
+			if !stale {
+				t.miss(c)
+			}
+			return i, true
+		default:
+			return i, true
+		}
+	}
+	if i = t.table.add(ev.Skaddr); i == 0 {
+		t.counts.TableFull++
+		return 0, false
+	}
+	c := t.table.at(i)
+	c.begin(ev)
+	switch {
+	case opens:
+		t.begun(i, ev)
+	case t.settled:
+		c.learn(ev)
+		if t.filter.byEnds(&c.Ends, ev.Old == events.Listen) != no {
+			t.miss(c)
+		}
+	}
+	return i, true
+}
+
+// begun notes what the first transition of a connection tells.
+func (t *Tracker) begun(i uint32, ev *events.Event) {
+	c := t.table.at(i)
+	c.start = ev.Ktime
+	c.startErr = ev.Err
+	switch {
+	case ev.New == events.SynSent:
+		c.role = Client
+	case ev.New == events.Listen:
+		if ev.Cookie != 0 {
+			t.listeners[ev.Cookie] = i
+		}
+	case ev.Old == events.Listen:
+		c.role = Server
+		if l := t.listeners[ev.Listener]; l != 0 && c.Owner.Source == SourceNone {
+			c.Owner = t.table.at(l).listenersOwner()
+		}
+		if t.filter.ByProcess() {
+			t.waiting = append(t.waiting, waiter{ev.Skaddr, ev.Ktime})
+		}
+	}
+}
+
+// miss marks a connection of which a transition never came.
+func (t *Tracker) miss(c *conn) {
+	t.counts.Missed++
+	c.gap, c.missed = true, true
+}
+
+// noteCall keeps how the process let go. close() and shutdown() look alike until
+// SOCK_DEAD, which only close() sets, shows in a later transition.
+func noteCall(c *conn, ev *events.Event) {
+	switch {
+	case lettingGo(ev) && ev.Flags&events.Exiting != 0:
+		c.call = CallExit
+	case lettingGo(ev) && ev.Flags&events.KThread != 0:
+		// The last reference was dropped in the kernel, by a descriptor in
+		// flight or a delayed fput(): nobody called close() here.
+		c.call = CallUnknown
+	case lettingGo(ev) && (ev.Old == ev.New || ev.New == events.Close):
+		c.call = CallClose
+	case lettingGo(ev):
+		c.call = CallShutdown // at the least
+	case ev.Flags&events.Dead != 0 && c.call == CallShutdown:
+		c.call = CallClose
+	}
+}
+
+// finish reports a connection whose last state has ended; ended is false if its
+// end was missed, and ev then only says when that was noticed.
+func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
+	c := t.table.at(i)
+	if c.state == events.Listen {
+		return
+	}
+	if c.verdict == undecided {
+		t.settle(i)
+	}
+	if c.verdict != yes {
+		return
+	}
+	t.cn = Connection{
+		Ends: c.Ends, Ktime: ev.Ktime, Start: c.start,
+		Role: c.role, Closer: c.closer, CloseCall: c.call,
+		Spent: &c.spent, Gap: c.missed, Unprinted: c.unprinted,
+	}
+	if ended {
+		if c.startErr == 0 || c.startErr != ev.Err {
+			t.cn.End = endOf(ev)
+		}
+		t.cn.Bytes = true
+		t.cn.Sent, t.cn.Received = ev.Sent, ev.Received
+		// tcp_rcv_nxt_update() counts the FIN as a byte.
+		if ev.Flags&events.Done != 0 && t.cn.Received > 0 {
+			t.cn.Received--
+		}
+	}
+	if !t.out.Connection(&t.cn) {
+		c.unprinted++
+	}
+}
+
+// destroy takes the socket out of the table: its address may be used again.
+func (t *Tracker) destroy(ev *events.Event) {
+	i := t.lookup(ev)
+	if i == 0 {
+		return
+	}
+	if c := t.table.at(i); c.state != events.Close {
+		t.vanish(i, ev.Ktime)
+		return
+	}
+	t.drop(i)
+}
+
+// vanish takes a socket whose end was missed out of the table.
+func (t *Tracker) vanish(i uint32, ktime uint64) {
+	if t.table.at(i).state != events.Close {
+		t.missEnd(i, ktime)
+	}
+	t.drop(i)
+}
+
+// missEnd reports a connection whose end was missed.
+func (t *Tracker) missEnd(i uint32, ktime uint64) {
+	c := t.table.at(i)
+	t.miss(c)
+	c.spent.add(c.state, Unknown)
+	t.finish(i, &events.Event{Ktime: ktime}, false)
+}
+
+func (t *Tracker) drop(i uint32) {
+	c := t.table.at(i)
+	if t.listeners[c.Cookie] == i {
+		delete(t.listeners, c.Cookie)
+	}
+	delete(t.held, i)
+	delete(t.holders, i)
+	t.table.remove(i)
+}

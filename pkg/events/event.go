@@ -1,0 +1,220 @@
+package events
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Kind says which of the structs of bpf/tcptrace.h a record is.
+type Kind uint8
+
+// The kinds, numbered as enum event_kind.
+const (
+	Transition Kind = iota + 1
+	Destroy
+	Accept
+	Socket
+	Fork
+	Exit
+)
+
+// Flags are those of enum event_flags.
+type Flags uint8
+
+// The flags. Owned is sk_lock.owned: set exactly when the event happened in
+// process context, inside a system call on this socket (measured on 5.10 to
+// 6.18); all other events run on top of a process that has nothing to do with
+// the socket.
+const (
+	Owned     Flags = 1 << iota // in a system call on this socket; Proc is set
+	HasSocket                   // sk_socket is set: accepted, and not yet closed
+	Dead                        // SOCK_DEAD: close() was called
+	Done                        // SOCK_DONE: the peer's FIN has arrived
+	Exiting                     // the process is exiting
+	KThread                     // the owner of the lock is a kernel thread; Proc is not set
+	Linger0                     // SO_LINGER with a time of 0
+	Repair                      // TCP_REPAIR
+)
+
+// Addr is an address as the wire has it: IPv6, with IPv4 as ::ffff:a.b.c.d. It
+// holds no pointer, unlike netip.Addr, so that a million of them cost the
+// garbage collector nothing.
+type Addr [16]byte
+
+// Is4 reports whether a is an IPv4 address. One that reached the kernel through
+// an IPv6 socket is IPv4 too: to TCP there is no difference.
+func (a *Addr) Is4() bool {
+	return [12]byte(a[:12]) == [12]byte{10: 0xff, 11: 0xff}
+}
+
+// IsUnspecified reports whether a is 0.0.0.0 or ::.
+func (a *Addr) IsUnspecified() bool {
+	return *a == Addr{} || *a == Addr{10: 0xff, 11: 0xff}
+}
+
+// Netip returns a as an IPv4 or an IPv6 address.
+func (a *Addr) Netip() netip.Addr { return netip.AddrFrom16(*a).Unmap() }
+
+// CommLen is the kernel's TASK_COMM_LEN.
+const CommLen = 16
+
+// Proc is a process in the agent's PID namespace. Pid 0 stands for none, and
+// for one that is not visible from that namespace.
+type Proc struct {
+	Pid, Tid uint32
+	Comm     Comm
+}
+
+// Comm is a command name as the kernel holds it: any bytes, NUL-padded.
+type Comm [CommLen]byte
+
+// Bytes returns the name without its padding. The slice aliases c.
+func (c *Comm) Bytes() []byte {
+	if i := bytes.IndexByte(c[:], 0); i >= 0 {
+		return c[:i]
+	}
+	return c[:]
+}
+
+// MakeComm returns s as the kernel would hold it, cut to 15 bytes.
+func MakeComm(s string) (c Comm) {
+	copy(c[:CommLen-1], s)
+	return c
+}
+
+// Event is one record of any kind, decoded. What a kind does not carry is zero.
+type Event struct {
+	Ktime  uint64 // CLOCK_BOOTTIME, ns
+	Skaddr uint64 // address of the struct sock: a name until Destroy, never dereferenced
+	Cookie uint64 // the socket's cookie; 0 if the kernel has none (yet)
+	Netns  uint32 // inode number of the network namespace
+	Kind   Kind
+	Flags  Flags
+	Old    State // of Transition; Socket has its state in both
+	New    State
+
+	Proc   Proc // Transition and Destroy with Owned; Accept; Socket with Fd >= 0; Fork and Exit
+	Parent Proc // Fork
+
+	// Transition and Socket.
+	Shutdown uint8  // sk_shutdown: 1 receiving, 2 sending is shut down
+	Lport    uint16 // 0: not chosen yet
+	Rport    uint16 // 0: none
+	Laddr    Addr
+	Raddr    Addr
+	Listener uint64 // cookie of the listener, with Old == Listen
+	Err      uint32 // sk_err, an errno
+	Unread   uint32 // bytes that the application has not read, and 1 for an unread FIN
+	Sent     uint64 // payload bytes, retransmissions not counted
+	Received uint64 // payload bytes, and 1 for a received FIN
+
+	// Socket.
+	Quiet uint64 // ns since the last segment that carried an ACK; 0: unknown
+
+	// Accept and Socket.
+	Fd int32 // -1: unknown
+}
+
+// The sizes that bpf/tcptrace.h asserts.
+const (
+	headerSize     = 32
+	procSize       = 24
+	transitionSize = 128
+	destroySize    = 56
+	acceptSize     = 64
+	processSize    = 80
+
+	// SocketSize is the size of a Socket record, the largest, and the only kind
+	// that an iterator writes.
+	SocketSize = 144
+)
+
+var sizes = [...]int{
+	Transition: transitionSize, Destroy: destroySize, Accept: acceptSize,
+	Socket: SocketSize, Fork: processSize, Exit: processSize,
+}
+
+// Decode reads one record into ev, which it overwrites as a whole. It refuses
+// a record that is not exactly of its kind's size, or that names a state the
+// kernel does not have; ev is then undefined. It does not keep b.
+func Decode(b []byte, ev *Event) error {
+	if len(b) < headerSize {
+		return fmt.Errorf("record of %d bytes is shorter than its header", len(b))
+	}
+	le := binary.LittleEndian
+	kind := Kind(b[28])
+	if kind == 0 || int(kind) >= len(sizes) {
+		return fmt.Errorf("record of unknown kind %d", kind)
+	}
+	if len(b) != sizes[kind] {
+		return fmt.Errorf("record of kind %d has %d bytes, want %d", kind, len(b), sizes[kind])
+	}
+	*ev = Event{
+		Ktime:  le.Uint64(b),
+		Skaddr: le.Uint64(b[8:]),
+		Cookie: le.Uint64(b[16:]),
+		Netns:  le.Uint32(b[24:]),
+		Kind:   kind,
+		Old:    State(b[29]),
+		New:    State(b[30]),
+		Flags:  Flags(b[31]),
+		Fd:     -1,
+	}
+	decodeProc(b[headerSize:], &ev.Proc)
+
+	switch kind {
+	case Transition:
+		return decodeSocket(b, ev)
+	case Socket:
+		ev.Quiet = le.Uint64(b[128:])
+		ev.Fd = int32(le.Uint32(b[136:]))
+		return decodeSocket(b, ev)
+	case Accept:
+		ev.Fd = int32(le.Uint32(b[56:]))
+	case Fork:
+		decodeProc(b[56:], &ev.Parent)
+	}
+	return nil
+}
+
+func decodeProc(b []byte, p *Proc) {
+	p.Pid = binary.LittleEndian.Uint32(b)
+	p.Tid = binary.LittleEndian.Uint32(b[4:])
+	copy(p.Comm[:], b[8:procSize])
+}
+
+func decodeSocket(b []byte, ev *Event) error {
+	if !ev.Old.Valid() || !ev.New.Valid() {
+		return fmt.Errorf("record with states %d and %d", ev.Old, ev.New)
+	}
+	le := binary.LittleEndian
+	ev.Lport = le.Uint16(b[58:])
+	ev.Rport = le.Uint16(b[60:])
+	ev.Shutdown = b[62]
+	ev.Laddr = Addr(b[64:80])
+	ev.Raddr = Addr(b[80:96])
+	ev.Listener = le.Uint64(b[96:])
+	ev.Err = le.Uint32(b[104:])
+	ev.Unread = le.Uint32(b[108:])
+	ev.Sent = le.Uint64(b[112:])
+	ev.Received = le.Uint64(b[120:])
+	return nil
+}
+
+// AppendProcess appends a Fork or Exit record to b. The agent makes these
+// itself for processes that were there before it, and they must look like the
+// kernel's in a recording.
+func AppendProcess(b []byte, kind Kind, ktime uint64, proc, parent Proc) []byte {
+	var r [processSize]byte
+	binary.LittleEndian.PutUint64(r[:], ktime)
+	r[28] = byte(kind)
+	for i, p := range []Proc{proc, parent} {
+		at := headerSize + i*procSize
+		binary.LittleEndian.PutUint32(r[at:], p.Pid)
+		binary.LittleEndian.PutUint32(r[at+4:], p.Tid)
+		copy(r[at+8:], p.Comm[:])
+	}
+	return append(b, r[:]...)
+}
