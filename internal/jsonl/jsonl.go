@@ -1,0 +1,314 @@
+// Package jsonl encodes records as JSON Lines: one record, one line, whatever
+// bytes a command name holds. docs/schema.md describes the fields.
+//
+// The encoders append to a buffer and allocate nothing else: encoding/json
+// would cost six times as much per transition.
+package jsonl
+
+import (
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// An Encoder turns records into lines. It belongs to one goroutine.
+type Encoder struct {
+	// Wall is what to add to the kernel's clock (CLOCK_BOOTTIME, ns) to get
+	// nanoseconds of Unix time.
+	Wall int64
+
+	second int64  // of the last time that was encoded
+	prefix []byte // and its form, up to the seconds
+}
+
+func (e *Encoder) appendTime(b []byte, ktime uint64) []byte {
+	ns := int64(ktime) + e.Wall
+	sec := ns / int64(time.Second)
+	if sec != e.second || e.prefix == nil {
+		e.second = sec
+		e.prefix = time.Unix(sec, 0).UTC().AppendFormat(e.prefix[:0], "2006-01-02T15:04:05")
+	}
+	b = append(b, '"')
+	b = append(b, e.prefix...)
+	b = append(b, '.')
+	b = appendPadded(b, uint64(ns%int64(time.Second)), 9)
+	return append(b, 'Z', '"')
+}
+
+// appendPadded appends n in decimal, with zeros in front up to width digits.
+func appendPadded(b []byte, n uint64, width int) []byte {
+	for range width {
+		b = append(b, '0')
+	}
+	for i := len(b) - 1; n > 0; i-- {
+		b[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return b
+}
+
+// appendMs appends d in milliseconds with microsecond digits, cut, or null.
+func appendMs(b []byte, d time.Duration) []byte {
+	if d < 0 {
+		return append(b, "null"...)
+	}
+	us := uint64(d / time.Microsecond)
+	b = strconv.AppendUint(b, us/1000, 10)
+	b = append(b, '.')
+	return appendPadded(b, us%1000, 3)
+}
+
+// appendName appends one of the product's own names, which need no escapes, or
+// null for none.
+func appendName(b []byte, s string) []byte {
+	if s == "" {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
+}
+
+const hex = "0123456789abcdef"
+
+// appendString appends any bytes as a JSON string. A byte that is not part of
+// valid UTF-8 becomes U+FFFD, as encoding/json has it: JSON can carry text only.
+// Control bytes are escaped, C1 and DEL too, so that no command name can move a
+// terminal's cursor; U+2028 and U+2029 are line ends to some readers.
+func appendString(b, s []byte) []byte {
+	b = append(b, '"')
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			switch {
+			case c == '"' || c == '\\':
+				b = append(b, '\\', c)
+			case c == '\n':
+				b = append(b, '\\', 'n')
+			case c < 0x20 || c == 0x7f:
+				b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+			default:
+				b = append(b, c)
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRune(s[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = append(b, `\ufffd`...)
+		case r < 0xa0 || r == 0x2028 || r == 0x2029:
+			b = append(b, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+		default:
+			b = append(b, s[i:i+n]...)
+		}
+		i += n
+	}
+	return append(b, '"')
+}
+
+func appendPort(b []byte, port uint16) []byte {
+	if port == 0 {
+		return append(b, "null"...)
+	}
+	return strconv.AppendUint(b, uint64(port), 10)
+}
+
+func (e *Encoder) appendHead(b []byte, kind string, ktime uint64) []byte {
+	b = append(b, `{"type":"`...)
+	b = append(b, kind...)
+	b = append(b, `","time":`...)
+	return e.appendTime(b, ktime)
+}
+
+func appendEnds(b []byte, s *aggregate.Ends) []byte {
+	b = append(b, `,"cookie":`...)
+	if s.Cookie == 0 {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, '"')
+		b = strconv.AppendUint(b, s.Cookie, 16)
+		b = append(b, '"')
+	}
+	b = append(b, `,"netns":`...)
+	b = strconv.AppendUint(b, uint64(s.Netns), 10)
+	if s.Is4() {
+		b = append(b, `,"family":"ipv4","laddr":"`...)
+	} else {
+		b = append(b, `,"family":"ipv6","laddr":"`...)
+	}
+	b = s.Laddr.Netip().AppendTo(b)
+	b = append(b, `","lport":`...)
+	b = appendPort(b, s.Lport)
+	b = append(b, `,"raddr":`...)
+	if s.Raddr.IsUnspecified() {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, '"')
+		b = s.Raddr.Netip().AppendTo(b)
+		b = append(b, '"')
+	}
+	b = append(b, `,"rport":`...)
+	b = appendPort(b, s.Rport)
+	if s.Owner.Pid == 0 {
+		return append(b, `,"pid":null,"comm":null,"owner_source":null`...)
+	}
+	b = append(b, `,"pid":`...)
+	b = strconv.AppendUint(b, uint64(s.Owner.Pid), 10)
+	b = append(b, `,"comm":`...)
+	b = appendString(b, s.Owner.Comm.Bytes())
+	b = append(b, `,"owner_source":`...)
+	return appendName(b, s.Owner.Source.String())
+}
+
+func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
+	if gap {
+		b = append(b, `,"gap":true`...)
+	}
+	if unprinted > 0 {
+		b = append(b, `,"unprinted":`...)
+		b = strconv.AppendUint(b, uint64(unprinted), 10)
+	}
+	return append(b, '}', '\n')
+}
+
+// Transition appends t as one line.
+func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
+	b = e.appendHead(b, "transition", t.Ktime)
+	b = appendEnds(b, &t.Ends)
+	b = append(b, `,"oldstate":`...)
+	b = appendName(b, t.Old.String())
+	b = append(b, `,"newstate":`...)
+	b = appendName(b, t.New.String())
+	b = append(b, `,"dwell_ms":`...)
+	b = appendMs(b, t.Dwell)
+	b = append(b, `,"source":"tracepoint"`...)
+	return appendMarks(b, t.Gap, t.Unprinted)
+}
+
+// The states in the order in which a connection can go through them.
+var inOrder = [...]events.State{
+	events.SynSent, events.SynRecv, events.Established, events.FinWait1, events.FinWait2,
+	events.Closing, events.TimeWait, events.CloseWait, events.LastAck, events.Close,
+}
+
+// Connection appends c as one line.
+func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
+	b = e.appendHead(b, "connection", c.Ktime)
+	b = appendEnds(b, &c.Ends)
+	b = append(b, `,"role":`...)
+	b = appendName(b, c.Role.String())
+	b = append(b, `,"start":`...)
+	if c.Start == 0 {
+		b = append(b, `null,"duration_ms":null`...)
+	} else {
+		b = e.appendTime(b, c.Start)
+		b = append(b, `,"duration_ms":`...)
+		b = appendMs(b, time.Duration(max(c.Ktime, c.Start)-c.Start))
+	}
+	b = append(b, `,"states_ms":{`...)
+	first := true
+	for _, st := range inOrder {
+		d, ok := c.Spent.In(st)
+		if !ok {
+			continue
+		}
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = appendName(b, st.String())
+		b = append(b, ':')
+		b = appendMs(b, d)
+	}
+	b = append(b, `},"closer":`...)
+	b = appendName(b, c.Closer.String())
+	b = append(b, `,"end":`...)
+	b = appendName(b, c.End.String())
+	b = append(b, `,"close_call":`...)
+	b = appendName(b, c.CloseCall.String())
+	if c.Bytes {
+		b = append(b, `,"sent_bytes":`...)
+		b = strconv.AppendUint(b, c.Sent, 10)
+		b = append(b, `,"received_bytes":`...)
+		b = strconv.AppendUint(b, c.Received, 10)
+	} else {
+		b = append(b, `,"sent_bytes":null,"received_bytes":null`...)
+	}
+	b = append(b, `,"time_wait_end":null`...)
+	return appendMarks(b, c.Gap, c.Unprinted)
+}
+
+// Socket appends s as one line.
+func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
+	b = e.appendHead(b, "socket", s.Ktime)
+	b = appendEnds(b, &s.Ends)
+	b = append(b, `,"state":`...)
+	b = appendName(b, s.State.String())
+	b = append(b, `,"age_ms":`...)
+	b = appendMs(b, s.Age)
+	if s.Age < 0 {
+		b = append(b, `,"age_bound":null`...)
+	} else {
+		b = append(b, `,"age_bound":"at_least"`...)
+	}
+	b = append(b, `,"holders":[`...)
+	for i := range s.Holders {
+		h := &s.Holders[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"pid":`...)
+		b = strconv.AppendUint(b, uint64(h.Pid), 10)
+		b = append(b, `,"comm":`...)
+		b = appendString(b, h.Comm.Bytes())
+		b = append(b, `,"fd":`...)
+		b = strconv.AppendInt(b, int64(h.Fd), 10)
+		b = append(b, '}')
+	}
+	b = append(b, ']')
+	if s.State == events.CloseWait {
+		// The FIN counts as one byte until it is read.
+		b = append(b, `,"eof_read":`...)
+		b = strconv.AppendBool(b, s.Unread == 0)
+		b = append(b, `,"unread_bytes":`...)
+		b = strconv.AppendUint(b, uint64(max(s.Unread, 1)-1), 10)
+	}
+	return append(b, '}', '\n')
+}
+
+// Stats appends s as one line.
+func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
+	field := func(name string, n uint64) {
+		b = append(b, name...)
+		b = strconv.AppendUint(b, n, 10)
+	}
+	b = e.appendHead(b, "stats", s.Ktime)
+	field(`,"seen":`, s.Seen)
+	field(`,"delivered":`, s.Delivered)
+	field(`,"filtered":`, s.Filtered)
+	field(`,"lost":{"ring_full":`, s.Lost.RingFull)
+	field(`,"nested":`, s.Lost.Nested)
+	field(`,"table_full":`, s.Lost.TableFull)
+	field(`,"decode":`, s.Lost.Decode)
+	field(`},"records_lost":`, s.RecordsLost)
+	field(`,"records":{"transition":`, s.Records.Transition)
+	field(`,"connection":`, s.Records.Connection)
+	field(`,"socket":`, s.Records.Socket)
+	field(`,"stats":`, s.Records.Stats)
+	field(`},"unprinted":`, s.Unprinted)
+	field(`,"sockets_tracked":`, uint64(s.Tracked))
+	b = append(b, `,"probes":{`...)
+	for i, p := range s.Probes {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendName(b, p.Facility)
+		b = append(b, ':')
+		b = appendName(b, p.Variant)
+	}
+	return append(b, '}', '}', '\n')
+}

@@ -1,0 +1,282 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// DefaultRingBytes is the default size of the ring buffer. A storm of 25,000
+// connections a second writes 40 MB/s, so this is 0.4 s of it, twenty times what
+// gathers between two reads.
+const DefaultRingBytes = 16 << 20
+
+// The most records that one Read returns, so that a storm cannot keep the caller
+// from its other duties.
+const maxBatch = 4096
+
+// Config says what to trace.
+type Config struct {
+	Filter    *aggregate.Filter // what can be decided in the kernel is
+	RingBytes int               // a power of two and a multiple of the page size
+	Processes bool              // hand over Fork and Exit records
+	BTF       string            // file with the kernel's types; "": the kernel's own
+}
+
+// Variant names the way in which a facility is provided; "" for one that the
+// kernel refused, with Err saying why.
+type Variant struct {
+	Facility, Name string
+	Err            error
+}
+
+// A Probe is what tcptrace has in the kernel. All methods must be called from
+// one goroutine.
+type Probe struct {
+	core     *ebpf.Collection // the maps, and set_state
+	others   []*ebpf.Collection
+	links    []link.Link // in the order in which they must be detached
+	reader   *ringbuf.Reader
+	record   ringbuf.Record
+	variants []Variant
+
+	setState *ebpf.Program
+	nested   *ebpf.Program // nil if refused
+	tcp      *link.Iter    // nil if refused
+	files    *link.Iter    // nil if refused
+	clock    *link.Iter    // nil if refused
+	misses   uint64        // recursion misses of set_state at the last Books
+	netns    uint32
+	began    clockSample
+}
+
+// Open loads the programs and attaches them. Events gather in the ring buffer
+// from then on.
+func Open(cfg Config) (*Probe, error) {
+	// Kernels before 5.11 charge BPF memory to RLIMIT_MEMLOCK. Where this is
+	// refused it may still be enough, and if not, the kernel says so.
+	_ = rlimit.RemoveMemlock()
+
+	spec, err := loadTcptrace()
+	if err != nil {
+		return nil, err
+	}
+	if err := configure(spec, cfg); err != nil {
+		return nil, err
+	}
+	l := loader{spec: spec}
+	if cfg.BTF != "" {
+		if l.opts.Programs.KernelTypes, err = btf.LoadSpec(cfg.BTF); err != nil {
+			return nil, fmt.Errorf("kernel types of %s: %w", cfg.BTF, err)
+		}
+	}
+	p := &Probe{netns: cfg.Filter.Netns}
+	if err := p.open(&l, cfg); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Probe) open(l *loader, cfg Config) error {
+	var err error
+	if p.core, err = l.load(tcptraceProgSetState); err != nil {
+		return fmt.Errorf("load tp_btf/inet_sock_set_state: %w", err)
+	}
+	l.opts.MapReplacements = p.core.Maps
+	if err := p.fillRemotes(cfg); err != nil {
+		return err
+	}
+	if p.reader, err = ringbuf.NewReader(p.core.Maps[tcptraceMapEvents]); err != nil {
+		return fmt.Errorf("ring buffer: %w", err)
+	}
+
+	p.clock = p.iterator(l, "clock", tcptraceProgSampleClock)
+	p.began, _ = p.sampleClock()
+	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
+	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
+	if cfg.Processes {
+		p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork, tcptraceProgProcessFree})
+	}
+	p.trace(l, "accept",
+		variant{"fexit", tcptraceProgAcceptExit, ""},
+		variant{"sys_exit", tcptraceProgAcceptSyscall, ""})
+	p.trace(l, "destroy", variant{"tp_btf", tcptraceProgDestroySock, ""})
+
+	// Last, so that no transition comes before what explains it can; and
+	// set_state before set_state_nested, which relies on that order. They are
+	// detached the other way round: set_state_nested alone would take every
+	// transition for a missed one.
+	p.setState = p.core.Programs[tcptraceProgSetState]
+	first, err := link.AttachTracing(link.TracingOptions{Program: p.setState})
+	if err != nil {
+		return fmt.Errorf("attach tp_btf/inet_sock_set_state: %w", err)
+	}
+	p.variants = append(p.variants, Variant{Facility: "transitions", Name: "tp_btf"})
+	p.nested = p.trace(l, "nested", variant{"tp_btf", tcptraceProgSetStateNested, ""})
+	p.links = append([]link.Link{first}, p.links...)
+	if p.nested != nil {
+		last := len(p.links) - 1
+		p.links = append([]link.Link{p.links[last]}, p.links[:last]...)
+	}
+	return nil
+}
+
+// variant is one way to provide a facility: one program, or two.
+type variant struct {
+	name, prog, prog2 string
+}
+
+// trace attaches the first variant that the kernel takes, and returns its
+// program, or nil.
+func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Program {
+	var refused []error
+	for _, w := range ways {
+		prog, err := p.attach(l, w.prog)
+		if err == nil && w.prog2 != "" {
+			_, err = p.attach(l, w.prog2)
+		}
+		if err == nil {
+			p.variants = append(p.variants, Variant{Facility: facility, Name: w.name, Err: errors.Join(refused...)})
+			return prog
+		}
+		refused = append(refused, fmt.Errorf("%s: %w", w.name, err))
+	}
+	p.variants = append(p.variants, Variant{Facility: facility, Err: errors.Join(refused...)})
+	return nil
+}
+
+func (p *Probe) attach(l *loader, name string) (*ebpf.Program, error) {
+	coll, err := l.load(name)
+	if err != nil {
+		return nil, err
+	}
+	prog := coll.Programs[name]
+	lnk, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		coll.Close()
+		return nil, err
+	}
+	p.others = append(p.others, coll)
+	p.links = append(p.links, lnk)
+	return prog, nil
+}
+
+func (p *Probe) iterator(l *loader, facility, name string) *link.Iter {
+	coll, err := l.load(name)
+	var it *link.Iter
+	if err == nil {
+		if it, err = link.AttachIter(link.IterOptions{Program: coll.Programs[name]}); err != nil {
+			coll.Close()
+		} else {
+			p.others = append(p.others, coll)
+		}
+	}
+	if err != nil {
+		p.variants = append(p.variants, Variant{Facility: facility, Err: err})
+		return nil
+	}
+	p.variants = append(p.variants, Variant{Facility: facility, Name: "iter"})
+	return it
+}
+
+// Variants says how each facility is provided.
+func (p *Probe) Variants() []Variant { return p.variants }
+
+// Read calls f with what is in the ring buffer, after waiting up to wait for
+// something to be there. It returns when the ring is empty or after a bounded
+// number of records; with f's error if it has one. f must not keep raw.
+func (p *Probe) Read(wait time.Duration, f func(raw []byte) error) error {
+	p.reader.SetDeadline(time.Now().Add(wait))
+	for range maxBatch {
+		err := p.reader.ReadInto(&p.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read ring buffer: %w", err)
+		}
+		if err := f(p.record.RawSample); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Detach stops tracing. What the ring buffer holds by then can still be read,
+// and Books is final.
+func (p *Probe) Detach() error {
+	var errs []error
+	for _, l := range p.links {
+		errs = append(errs, l.Close())
+	}
+	p.links = nil
+	return errors.Join(errs...)
+}
+
+// Drain calls f with all that is in the ring buffer, and does not wait for more.
+func (p *Probe) Drain(f func(raw []byte) error) error {
+	// A program that was running on another CPU when it was detached may still
+	// have a record to submit.
+	if err := p.Read(5*time.Millisecond, f); err != nil {
+		return err
+	}
+	for p.reader.AvailableBytes() > 0 {
+		if err := p.Read(0, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close gives everything back. It may be called on a Probe that is half open.
+func (p *Probe) Close() {
+	_ = p.Detach()
+	for _, it := range []*link.Iter{p.tcp, p.files, p.clock} {
+		if it != nil {
+			_ = it.Close()
+		}
+	}
+	if p.reader != nil {
+		_ = p.reader.Close()
+	}
+	for _, c := range p.others {
+		c.Close()
+	}
+	if p.core != nil {
+		p.core.Close()
+	}
+}
+
+// Books returns what the kernel side has counted so far.
+func (p *Probe) Books() (events.Books, error) {
+	var perCPU []tcptraceCounters
+	if err := p.core.Maps[tcptraceMapCounts].Lookup(uint32(0), &perCPU); err != nil {
+		return events.Books{}, fmt.Errorf("read counters: %w", err)
+	}
+	var b events.Books
+	var rescued uint64
+	for _, c := range perCPU {
+		b.Seen += c.Seen
+		b.Filtered += c.Filtered
+		b.RingFull += c.RingFull
+		b.RecordsLost += c.RecordsLost
+		rescued += c.Rescued
+	}
+	// The kernel counts the runs that it skipped; before 5.12 it skipped none.
+	if st, err := p.setState.Stats(); err == nil {
+		p.misses = st.RecursionMisses
+	}
+	b.Escaped = max(p.misses, rescued) - rescued
+	return b, nil
+}

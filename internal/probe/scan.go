@@ -1,0 +1,203 @@
+package probe
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// Scan calls f with a Socket record for every TCP socket that exists: one for
+// each descriptor of a socket, then one for each socket, held or not. It reports
+// whether it reached every network namespace.
+func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
+	p.calibrate()
+	if err := p.Descriptors(f); err != nil {
+		return false, err
+	}
+	if p.tcp == nil {
+		return false, nil
+	}
+	paths, err := netNamespaces()
+	if err != nil {
+		return false, err
+	}
+	complete = true
+	for inode, path := range paths {
+		if p.netns != 0 && inode != p.netns {
+			continue
+		}
+		err := inNetns(path, func() error { return readRows(p.tcp, f) })
+		switch {
+		case errors.Is(err, os.ErrNotExist): // gone, with its sockets
+		case errors.Is(err, os.ErrPermission):
+			complete = false
+		case err != nil:
+			return false, err
+		}
+	}
+	return complete, nil
+}
+
+// Descriptors calls f with a Socket record for every descriptor of a TCP socket,
+// in all network namespaces, of the processes in our PID namespace.
+func (p *Probe) Descriptors(f func(raw []byte) error) error {
+	if p.files == nil {
+		return nil
+	}
+	return readRows(p.files, f)
+}
+
+func readRows(it *link.Iter, f func(raw []byte) error) error {
+	r, err := it.Open()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	br := bufio.NewReaderSize(r, 1<<18)
+	var row [events.SocketSize]byte
+	for {
+		if _, err := io.ReadFull(br, row[:]); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("read iterator: %w", err)
+		}
+		if err := f(row[:]); err != nil {
+			return err
+		}
+	}
+}
+
+// netNamespaces finds the network namespaces that a process is in or that are
+// mounted somewhere (ip netns, container runtimes), by inode number.
+func netNamespaces() (map[uint32]string, error) {
+	found := map[uint32]string{}
+	add := func(path string) {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil {
+			if _, ok := found[uint32(st.Ino)]; !ok {
+				found[uint32(st.Ino)] = path
+			}
+		}
+	}
+	add("/proc/self/ns/net")
+	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range procs {
+		add(path)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// ID parent major:minor root mountpoint options... - type source options
+		f := strings.Fields(line)
+		if len(f) > 5 && strings.HasPrefix(f[3], "net:[") {
+			add(f[4])
+		}
+	}
+	return found, nil
+}
+
+// inNetns runs f on a thread that is in the network namespace at path.
+func inNetns(path string, f func() error) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	done := make(chan error)
+	go func() {
+		// Never unlocked: the thread ends with this goroutine, so that no
+		// other ever runs in the wrong namespace.
+		runtime.LockOSThread()
+		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// clockSample is the kernel's two clocks at one moment.
+type clockSample struct {
+	jiffies, ktime uint64
+}
+
+func (p *Probe) sampleClock() (clockSample, error) {
+	var s clockSample
+	if p.clock == nil {
+		return s, errors.ErrUnsupported
+	}
+	r, err := p.clock.Open()
+	if err != nil {
+		return s, err
+	}
+	_, err = io.Copy(io.Discard, r)
+	_ = r.Close()
+	if err == nil {
+		err = p.core.Variables[tcptraceVarClockJiffies].Get(&s.jiffies)
+	}
+	if err == nil {
+		err = p.core.Variables[tcptraceVarClockKtimeNs].Get(&s.ktime)
+	}
+	return s, err
+}
+
+// calibrate tells the dump programs how long a jiffy is. The kernel does not
+// export HZ; two samples 100 ms apart tell the values in use apart. Without it
+// the ages of sockets stay unknown.
+func (p *Probe) calibrate() {
+	if p.began.ktime == 0 {
+		return
+	}
+	now, err := p.sampleClock()
+	if err != nil {
+		return
+	}
+	if short := 100*time.Millisecond - time.Duration(now.ktime-p.began.ktime); short > 0 {
+		time.Sleep(short)
+		if now, err = p.sampleClock(); err != nil {
+			return
+		}
+	}
+	measured := float64(now.jiffies-p.began.jiffies) * 1e9 / float64(now.ktime-p.began.ktime)
+	for _, hz := range []float64{100, 250, 300, 1000} {
+		if math.Abs(measured-hz) < hz/12 {
+			_ = p.core.Variables[tcptraceVarJiffyNs].Set(uint64(1e9 / hz))
+			return
+		}
+	}
+}
+
+// Clock returns the kernel's clock (CLOCK_BOOTTIME, ns), and what to add to it
+// for nanoseconds of Unix time.
+func Clock() (ktime uint64, wall int64) {
+	var boot, real unix.Timespec
+	// Neither clock can fail (clock_gettime(2)).
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &real)
+	return uint64(boot.Nano()), real.Nano() - boot.Nano()
+}
+
+// IsRefused reports whether err is the kernel's refusal for lack of privilege.
+func IsRefused(err error) bool {
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES)
+}

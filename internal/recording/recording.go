@@ -1,0 +1,162 @@
+// Package recording keeps what the kernel side hands over in a file, and plays
+// it back: the same calls with the same bytes in the same order.
+//
+// A file is a header (magic, version) and frames: type (1 byte), length (2
+// bytes, little-endian), payload. The payload of an event is the record as
+// bpf/tcptrace.h lays it out, so the version changes with that file.
+package recording
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+const (
+	magic   = "TCPTRACE"
+	version = 1
+)
+
+type frame byte
+
+const (
+	frameEvent frame = iota + 1
+	frameClock
+	frameScanned
+	frameBooks
+	frameProbe
+)
+
+// A Sink takes what a run consists of. The tracing pipeline is one, and a Writer.
+type Sink interface {
+	// Event takes one record of the kernel side. It does not keep raw.
+	Event(raw []byte) error
+	// Clock lets time pass: ktime is the kernel's clock (CLOCK_BOOTTIME, ns),
+	// wall what to add to it for nanoseconds of Unix time.
+	Clock(ktime uint64, wall int64) error
+	// Scanned ends the first scan; complete if it reached every socket.
+	Scanned(complete bool) error
+	// Books takes the kernel side's counters.
+	Books(events.Books) error
+	// Probe names the variant in use for a facility; "" is none.
+	Probe(facility, variant string) error
+}
+
+// A Writer is a Sink that writes to a file. It belongs to one goroutine.
+type Writer struct {
+	w   *bufio.Writer
+	buf []byte
+}
+
+// NewWriter begins a recording on w.
+func NewWriter(w io.Writer) (*Writer, error) {
+	rw := &Writer{w: bufio.NewWriterSize(w, 1<<18)}
+	h := binary.LittleEndian.AppendUint32([]byte(magic), version)
+	_, err := rw.w.Write(h)
+	return rw, err
+}
+
+func (w *Writer) frame(f frame, payload []byte) error {
+	head := [3]byte{byte(f)}
+	binary.LittleEndian.PutUint16(head[1:], uint16(len(payload)))
+	w.buf = append(append(w.buf[:0], head[:]...), payload...)
+	_, err := w.w.Write(w.buf)
+	return err
+}
+
+// Event implements Sink.
+func (w *Writer) Event(raw []byte) error { return w.frame(frameEvent, raw) }
+
+// Clock implements Sink.
+func (w *Writer) Clock(ktime uint64, wall int64) error {
+	var b [16]byte
+	binary.LittleEndian.PutUint64(b[:], ktime)
+	binary.LittleEndian.PutUint64(b[8:], uint64(wall))
+	return w.frame(frameClock, b[:])
+}
+
+// Scanned implements Sink.
+func (w *Writer) Scanned(complete bool) error {
+	b := []byte{0}
+	if complete {
+		b[0] = 1
+	}
+	return w.frame(frameScanned, b)
+}
+
+// Books implements Sink.
+func (w *Writer) Books(k events.Books) error {
+	var b []byte
+	for _, n := range []uint64{k.Seen, k.Filtered, k.RingFull, k.Escaped, k.RecordsLost} {
+		b = binary.LittleEndian.AppendUint64(b, n)
+	}
+	return w.frame(frameBooks, b)
+}
+
+// Probe implements Sink.
+func (w *Writer) Probe(facility, variant string) error {
+	return w.frame(frameProbe, []byte(facility+"="+variant))
+}
+
+// Flush hands everything to the underlying writer.
+func (w *Writer) Flush() error { return w.w.Flush() }
+
+// ErrFormat is the error of a file that is not a recording, or one of a version
+// that this build does not read.
+var ErrFormat = errors.New("not a tcptrace recording")
+
+// Replay reads a recording from r and makes its calls on s. A recording that
+// ends within a frame, as one of a run that was killed does, gives
+// io.ErrUnexpectedEOF after all that is whole.
+func Replay(r io.Reader, s Sink) error {
+	br := bufio.NewReaderSize(r, 1<<18)
+	head := make([]byte, len(magic)+4)
+	if _, err := io.ReadFull(br, head); err != nil || string(head[:len(magic)]) != magic {
+		return ErrFormat
+	}
+	if v := binary.LittleEndian.Uint32(head[len(magic):]); v != version {
+		return fmt.Errorf("%w of version %d: it has version %d", ErrFormat, version, v)
+	}
+	buf := make([]byte, 1<<16)
+	for {
+		if _, err := io.ReadFull(br, head[:3]); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		payload := buf[:binary.LittleEndian.Uint16(head[1:])]
+		if _, err := io.ReadFull(br, payload); err != nil {
+			return io.ErrUnexpectedEOF
+		}
+		if err := play(frame(head[0]), payload, s); err != nil {
+			return err
+		}
+	}
+}
+
+func play(f frame, b []byte, s Sink) error {
+	le := binary.LittleEndian
+	switch {
+	case f == frameEvent:
+		return s.Event(b)
+	case f == frameClock && len(b) == 16:
+		return s.Clock(le.Uint64(b), int64(le.Uint64(b[8:])))
+	case f == frameScanned && len(b) == 1:
+		return s.Scanned(b[0] == 1)
+	case f == frameBooks && len(b) == 40:
+		return s.Books(events.Books{
+			Seen: le.Uint64(b), Filtered: le.Uint64(b[8:]), RingFull: le.Uint64(b[16:]),
+			Escaped: le.Uint64(b[24:]), RecordsLost: le.Uint64(b[32:]),
+		})
+	case f == frameProbe:
+		facility, variant, _ := strings.Cut(string(b), "=")
+		return s.Probe(facility, variant)
+	}
+	return fmt.Errorf("%w: frame of type %d with %d bytes", ErrFormat, f, len(b))
+}

@@ -1,0 +1,120 @@
+// Package text encodes records for eyes: one aligned line each, in the manner of
+// ss and tcpstates.
+package text
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// Header names the columns that all lines share.
+const Header = "TIME            PID     COMM             LADDR:LPORT           RADDR:RPORT           WHAT\n"
+
+// An Encoder turns records into lines. It belongs to one goroutine.
+type Encoder struct {
+	// Wall is what to add to the kernel's clock to get Unix time, in ns.
+	Wall int64
+}
+
+func (e *Encoder) appendHead(b []byte, ktime uint64, s *aggregate.Ends) []byte {
+	b = time.Unix(0, int64(ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
+	pid, comm := "-", "-"
+	if s.Owner.Pid != 0 {
+		pid = strconv.FormatUint(uint64(s.Owner.Pid), 10)
+		comm = Printable(s.Owner.Comm.Bytes())
+	}
+	return fmt.Appendf(b, " %-7s %-16s %-21s %-21s ", pid, comm,
+		endpoint(s.Laddr, s.Lport), endpoint(s.Raddr, s.Rport))
+}
+
+func endpoint(a events.Addr, port uint16) string {
+	ip := a.Netip()
+	switch {
+	case port == 0 && ip.IsUnspecified():
+		return "*:*"
+	case port == 0:
+		return ip.String() + ":*"
+	}
+	return netip.AddrPortFrom(ip, port).String()
+}
+
+// Printable returns a command name in which every byte that is not part of a
+// printable character is shown as \xNN, so that it can move no cursor.
+func Printable(comm []byte) string {
+	var b []byte
+	for i := 0; i < len(comm); {
+		r, n := utf8.DecodeRune(comm[i:])
+		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
+			for _, c := range comm[i : i+n] {
+				b = fmt.Appendf(b, `\x%02x`, c)
+			}
+		} else {
+			b = append(b, comm[i:i+n]...)
+		}
+		i += n
+	}
+	return string(b)
+}
+
+func ms(d time.Duration) string {
+	if d < 0 {
+		return "-"
+	}
+	return strconv.FormatFloat(float64(d/time.Microsecond)/1000, 'f', 3, 64)
+}
+
+// Transition appends t as one line.
+func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
+	b = e.appendHead(b, t.Ktime, &t.Ends)
+	b = fmt.Appendf(b, "%-11s -> %-11s %s ms", t.Old, t.New, ms(t.Dwell))
+	if t.Gap {
+		b = append(b, " (transitions missed)"...)
+	}
+	return append(b, '\n')
+}
+
+// Connection appends c as one line.
+func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
+	b = e.appendHead(b, c.Ktime, &c.Ends)
+	b = append(b, "connection"...)
+	for _, s := range []string{c.Role.String(), "end=" + c.End.String(), "closer=" + c.Closer.String()} {
+		if s != "" && s[len(s)-1] != '=' {
+			b = append(append(b, ' '), s...)
+		}
+	}
+	if c.Start != 0 {
+		b = fmt.Appendf(b, " %s ms", ms(time.Duration(c.Ktime-c.Start)))
+	}
+	if c.Bytes {
+		b = fmt.Appendf(b, " sent=%d received=%d", c.Sent, c.Received)
+	}
+	return append(b, '\n')
+}
+
+// Socket appends s as one line.
+func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
+	b = e.appendHead(b, s.Ktime, &s.Ends)
+	b = fmt.Appendf(b, "socket %s", s.State)
+	if s.Age >= 0 {
+		b = fmt.Appendf(b, " for at least %s ms", ms(s.Age))
+	}
+	for i := range s.Holders {
+		h := &s.Holders[i]
+		b = fmt.Appendf(b, " %s[%d] fd=%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd)
+	}
+	return append(b, '\n')
+}
+
+// Stats appends s as one line.
+func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
+	b = time.Unix(0, int64(s.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
+	return fmt.Appendf(b, " stats seen=%d delivered=%d filtered=%d lost=%d unprinted=%d sockets=%d\n",
+		s.Seen, s.Delivered, s.Filtered, s.Lost.Sum(), s.Unprinted, s.Tracked)
+}
