@@ -1,0 +1,270 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/internal/probe"
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// The default of --max-sockets: about 300 bytes each, when they exist.
+const defaultMaxSockets = 1 << 20
+
+// What --remote can hold in the kernel (bpf/tcptrace.bpf.c, remotes).
+const maxRemotes = 1024
+
+// flags is the command line as it was typed.
+type flags struct {
+	pids, comms, lports, rports, remotes []string
+	follow, ipv4, ipv6                   bool
+	netns                                string
+	events                               []string
+	closeWaitAfter, summaryInterval      time.Duration
+	duration                             time.Duration
+	output                               string
+	record, replay                       string
+	ringSize                             string
+	maxSockets                           int
+	btf                                  string
+	verbose                              bool
+}
+
+func (f *flags) register(fs *pflag.FlagSet) {
+	fs.SortFlags = false
+	fs.StringSliceVarP(&f.pids, "pid", "p", nil, "only sockets that these processes hold or held (`PID`,...)")
+	fs.BoolVarP(&f.follow, "follow", "f", false, "with --pid or --comm: their children too")
+	fs.StringSliceVar(&f.comms, "comm", nil, "only processes with this command `NAME`,...")
+	fs.StringSliceVarP(&f.lports, "localport", "L", nil, "only these local `PORT`,...")
+	fs.StringSliceVarP(&f.rports, "remoteport", "D", nil, "only these remote `PORT`,...")
+	fs.BoolVarP(&f.ipv4, "ipv4", "4", false, "only IPv4, also on IPv6 sockets")
+	fs.BoolVarP(&f.ipv6, "ipv6", "6", false, "only IPv6")
+	fs.StringSliceVar(&f.remotes, "remote", nil, "only peers within `CIDR`,...")
+	fs.StringVar(&f.netns, "netns", "", "only this network namespace (`PATH` of it, or its inode number)")
+	fs.StringSliceVar(&f.events, "events", nil, "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
+	fs.DurationVar(&f.closeWaitAfter, "close-wait-after", time.Minute, "time in CLOSE_WAIT after which a socket is a finding")
+	fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often")
+	fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
+	fs.StringVarP(&f.output, "output", "o", "json", "`FORMAT`: json (one record a line) or text (columns)")
+	fs.StringVar(&f.record, "record", "", "keep the raw events in `FILE`")
+	fs.StringVar(&f.replay, "replay", "", "take the events from `FILE`: no root, no kernel")
+	fs.StringVar(&f.ringSize, "ring-size", "16M", "ring buffer `BYTES`, a power of two, K and M allowed")
+	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
+	fs.StringVar(&f.btf, "btf", "", "kernel types from `FILE`, for kernels without /sys/kernel/btf/vmlinux")
+	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
+}
+
+// config is the command line, understood.
+type config struct {
+	filter     aggregate.Filter
+	print      map[string]bool // record types
+	text       bool
+	duration   time.Duration
+	record     string
+	replay     string
+	ringBytes  int
+	maxSockets int
+	btf        string
+	verbose    bool
+	idle       []string // flags that were given and have no effect yet
+}
+
+var recordTypes = []string{"transition", "connection", "socket", "finding", "summary", "stats"}
+
+// config checks the flags. All its errors are usage errors that name the flag,
+// its value, and what would be right.
+func (f *flags) config() (*config, error) {
+	c := &config{
+		duration: f.duration, record: f.record, replay: f.replay,
+		maxSockets: f.maxSockets, btf: f.btf, verbose: f.verbose,
+	}
+	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
+		if err := step(c); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (f *flags) filter(c *config) error {
+	var err error
+	flt := &c.filter
+	if flt.Pids, err = numbers[uint32]("--pid", f.pids, 1, 1<<22, "a process ID"); err != nil {
+		return err
+	}
+	if flt.Lports, err = numbers[uint16]("--localport", f.lports, 1, 65535, "a port from 1 to 65535"); err != nil {
+		return err
+	}
+	if flt.Rports, err = numbers[uint16]("--remoteport", f.rports, 1, 65535, "a port from 1 to 65535"); err != nil {
+		return err
+	}
+	for _, name := range f.comms {
+		if name == "" {
+			return usagef("--comm %q: an empty name; give a command name as in ps -o comm", strings.Join(f.comms, ","))
+		}
+		// The kernel cuts names at 15 bytes; so did ps when it showed this one.
+		flt.Comms = append(flt.Comms, events.MakeComm(name))
+	}
+	flt.Follow = f.follow
+	if f.follow && !flt.ByProcess() {
+		return usagef("--follow: follows the children of a process; give it with --pid or --comm")
+	}
+	switch {
+	case f.ipv4 && f.ipv6:
+		return usagef("-4 and -6: no connection is both; leave both out to see both")
+	case f.ipv4:
+		flt.Family = 4
+	case f.ipv6:
+		flt.Family = 6
+	}
+	for _, r := range f.remotes {
+		p, err := prefix(r)
+		if err != nil {
+			return err
+		}
+		flt.Remotes = append(flt.Remotes, p)
+	}
+	if len(flt.Remotes) > maxRemotes {
+		return usagef("--remote: %d prefixes; at most %d", len(flt.Remotes), maxRemotes)
+	}
+	if f.netns != "" {
+		flt.Netns, err = netns(f.netns)
+	}
+	return err
+}
+
+func numbers[T uint16 | uint32](flag string, in []string, low, high uint64, want string) ([]T, error) {
+	var out []T
+	for _, s := range in {
+		n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 64)
+		if err != nil || n < low || n > high {
+			return nil, usagef("%s %q: not %s", flag, s, want)
+		}
+		out = append(out, T(n))
+	}
+	return out, nil
+}
+
+func prefix(s string) (netip.Prefix, error) {
+	s = strings.TrimSpace(s)
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, usagef("--remote %q: not an address or a prefix such as 10.0.0.0/8 or fd00::/8", s)
+	}
+	if a := p.Addr(); a.Is4In6() {
+		if p.Bits() < 96 {
+			return p, usagef("--remote %q: a prefix of IPv4-mapped addresses has at least 96 bits; IPv4 connections are matched by their IPv4 address", s)
+		}
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
+}
+
+// netns takes an inode number, or a path to a network namespace.
+func netns(s string) (uint32, error) {
+	if n, err := strconv.ParseUint(s, 10, 32); err == nil && n > 0 {
+		return uint32(n), nil
+	}
+	fd, err := unix.Open(s, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, usagef("--netns %q: %w; give a path such as /proc/PID/ns/net or /run/netns/NAME, or an inode number", s, err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		return 0, usagef("--netns %q: not a network namespace; give a path such as /proc/PID/ns/net or /run/netns/NAME", s)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, usagef("--netns %q: %w", s, err)
+	}
+	return uint32(st.Ino), nil
+}
+
+// what takes the flags that say what is printed.
+func (f *flags) what(c *config) error {
+	c.print = map[string]bool{}
+	for _, t := range recordTypes {
+		c.print[t] = len(f.events) == 0 && t != "summary"
+	}
+	for _, t := range f.events {
+		t = strings.TrimSpace(t)
+		if _, ok := c.print[t]; !ok {
+			return usagef("--events %q: no such record type; there are %s", t, strings.Join(recordTypes, ", "))
+		}
+		c.print[t] = true
+		if t == "finding" || t == "summary" {
+			c.idle = append(c.idle, "--events "+t)
+		}
+	}
+	switch f.output {
+	case "json":
+	case "text":
+		c.text = true
+	default:
+		return usagef("--output %q: no such format; there are json and text", f.output)
+	}
+	if f.closeWaitAfter <= 0 {
+		return usagef("--close-wait-after %s: must be more than 0", f.closeWaitAfter)
+	}
+	if f.closeWaitAfter != time.Minute {
+		c.idle = append(c.idle, "--close-wait-after")
+	}
+	if f.summaryInterval < 0 {
+		return usagef("--summary-interval %s: must not be negative", f.summaryInterval)
+	}
+	if f.summaryInterval > 0 {
+		c.idle = append(c.idle, "--summary-interval")
+	}
+	return nil
+}
+
+// limits takes the flags that bound the run.
+func (f *flags) limits(c *config) error {
+	if f.duration < 0 {
+		return usagef("--duration %s: must not be negative", f.duration)
+	}
+	if f.maxSockets < 1 {
+		return usagef("--max-sockets %d: must be at least 1", f.maxSockets)
+	}
+	if f.record != "" && f.replay != "" {
+		return usagef("--record %q with --replay: a replay is of a recording; copy the file instead", f.record)
+	}
+	var err error
+	c.ringBytes, err = ringBytes(f.ringSize)
+	return err
+}
+
+func ringBytes(s string) (int, error) {
+	digits, shift := s, 0
+	switch {
+	case strings.HasSuffix(s, "K"):
+		digits, shift = strings.TrimSuffix(s, "K"), 10
+	case strings.HasSuffix(s, "M"):
+		digits, shift = strings.TrimSuffix(s, "M"), 20
+	}
+	n, err := strconv.ParseUint(digits, 10, 31)
+	n <<= shift
+	page := uint64(os.Getpagesize())
+	if err != nil || bits.OnesCount64(n) != 1 || n < page || n > 1<<30 {
+		return 0, usagef("--ring-size %q: not a power of two from %d to 1024M (default %dM)", s, page, probe.DefaultRingBytes>>20)
+	}
+	return int(n), nil
+}
+
+// String shows the effective filter for the debug log.
+func (c *config) String() string {
+	return fmt.Sprintf("%+v", c.filter)
+}

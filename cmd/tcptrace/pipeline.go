@@ -1,0 +1,195 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/tcptrace/tcptrace/internal/jsonl"
+	"github.com/tcptrace/tcptrace/internal/text"
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// encoder is what jsonl and text have in common: each method appends a record.
+type encoder interface {
+	Transition([]byte, *aggregate.Transition) []byte
+	Connection([]byte, *aggregate.Connection) []byte
+	Socket([]byte, *aggregate.Socket) []byte
+	Stats([]byte, *aggregate.Stats) []byte
+}
+
+// pipeline is the straight line that every event takes: decode, tracker,
+// encoder, sink. It is the recording.Sink of a live run and of a replay alike,
+// and the tracker's Output.
+type pipeline struct {
+	cfg     *config
+	tracker *aggregate.Tracker
+	enc     encoder
+	wall    *int64 // of enc
+	out     *sink
+
+	ev      events.Event
+	ktime   uint64 // the last Clock
+	books   events.Books
+	probes  []aggregate.Probe
+	records aggregate.Records
+	decode  uint64 // records that could not be decoded
+	shed    uint64
+}
+
+func newPipeline(cfg *config, out *sink) *pipeline {
+	p := &pipeline{cfg: cfg, out: out}
+	if cfg.text {
+		e := &text.Encoder{}
+		p.enc, p.wall = e, &e.Wall
+		p.out.put(append(p.out.wait(), text.Header...))
+	} else {
+		e := &jsonl.Encoder{}
+		p.enc, p.wall = e, &e.Wall
+	}
+	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets)
+	return p
+}
+
+// Event implements recording.Sink.
+func (p *pipeline) Event(raw []byte) error {
+	if err := events.Decode(raw, &p.ev); err != nil {
+		p.decode++
+		return nil
+	}
+	p.tracker.Observe(&p.ev)
+	return nil
+}
+
+// Clock implements recording.Sink.
+func (p *pipeline) Clock(ktime uint64, wall int64) error {
+	p.ktime = ktime
+	*p.wall = wall
+	p.tracker.Tick(ktime)
+	return nil
+}
+
+// Scanned implements recording.Sink.
+func (p *pipeline) Scanned(complete bool) error {
+	p.tracker.Scanned(complete)
+	return nil
+}
+
+// Books implements recording.Sink.
+func (p *pipeline) Books(b events.Books) error {
+	p.books = b
+	return nil
+}
+
+// Probe implements recording.Sink.
+func (p *pipeline) Probe(facility, variant string) error {
+	p.probes = append(p.probes, aggregate.Probe{Facility: facility, Variant: variant})
+	return nil
+}
+
+// Transition implements aggregate.Output.
+func (p *pipeline) Transition(t *aggregate.Transition) bool {
+	if !p.cfg.print["transition"] {
+		return true
+	}
+	b, ok := p.out.room()
+	if !ok {
+		p.shed++
+		return false
+	}
+	p.out.put(p.enc.Transition(b, t))
+	p.records.Transition++
+	return true
+}
+
+// Connection implements aggregate.Output.
+func (p *pipeline) Connection(c *aggregate.Connection) bool {
+	if !p.cfg.print["connection"] {
+		return true
+	}
+	b, ok := p.out.room()
+	if !ok {
+		p.shed++
+		return false
+	}
+	p.out.put(p.enc.Connection(b, c))
+	p.records.Connection++
+	return true
+}
+
+// Socket implements aggregate.Output.
+func (p *pipeline) Socket(s *aggregate.Socket) bool {
+	if !p.cfg.print["socket"] {
+		return true
+	}
+	b, ok := p.out.room()
+	if !ok {
+		p.shed++
+		return false
+	}
+	p.out.put(p.enc.Socket(b, s))
+	p.records.Socket++
+	return true
+}
+
+// stats does the sums. The books of the kernel side are those of the last call
+// of Books; what they count and the ring buffer still holds is not seen yet.
+func (p *pipeline) stats() aggregate.Stats {
+	c, k := p.tracker.Counts(), &p.books
+	s := aggregate.Stats{
+		Ktime:       p.ktime,
+		Delivered:   c.Delivered,
+		Filtered:    k.Filtered,
+		RecordsLost: k.RecordsLost,
+		Records:     p.records,
+		Unprinted:   p.shed,
+		Tracked:     c.Tracked,
+		Probes:      p.probes,
+		Lost: aggregate.Lost{
+			RingFull:  k.RingFull,
+			Nested:    k.Escaped,
+			TableFull: c.TableFull,
+			Decode:    p.decode,
+		},
+	}
+	// A transition that the tracker misses and no counter explains has been
+	// skipped too: on some hosts the kernel does not count all of these.
+	if explained := s.Lost.Sum(); c.Missed > explained {
+		s.Lost.Nested += c.Missed - explained
+	}
+	// Nothing else can be the matter with a transition that the kernel side has
+	// handed over: once the ring buffer is drained, submitted == arrived.
+	submitted := k.Seen - k.Filtered - k.RingFull
+	arrived := c.Delivered + c.Duplicates + c.TableFull + p.decode
+	s.Seen = k.Seen - c.Duplicates + s.Lost.Nested
+	if submitted > arrived {
+		s.Seen -= submitted - arrived
+	}
+	return s
+}
+
+// tryStats prints the books if there is room. Waiting for it would block the
+// reader of the ring buffer.
+func (p *pipeline) tryStats() {
+	if !p.cfg.print["stats"] {
+		return
+	}
+	if b, ok := p.out.room(); ok {
+		p.putStats(b)
+	}
+}
+
+// printStats prints the books, whatever was shed before.
+func (p *pipeline) printStats() {
+	if p.cfg.print["stats"] {
+		p.putStats(p.out.wait())
+	}
+}
+
+func (p *pipeline) putStats(b []byte) {
+	p.records.Stats++
+	s := p.stats()
+	p.out.put(p.enc.Stats(b, &s))
+}
+
+// errStop ends a replay before the end of its recording.
+var errStop = errors.New("stop")

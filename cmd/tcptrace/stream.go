@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/tcptrace/tcptrace/internal/recording"
+)
+
+func newLogger(w io.Writer, verbose bool) *zap.Logger {
+	level := zapcore.InfoLevel
+	if verbose {
+		level = zapcore.DebugLevel
+	}
+	enc := zapcore.NewConsoleEncoder(zapcore.EncoderConfig{
+		NameKey: "name", MessageKey: "message", ConsoleSeparator: " ", LineEnding: "\n",
+		EncodeName:     func(n string, a zapcore.PrimitiveArrayEncoder) { a.AppendString(n + ":") },
+		EncodeDuration: zapcore.StringDurationEncoder,
+	})
+	return zap.New(zapcore.NewCore(enc, zapcore.AddSync(w), level)).Named("tcptrace")
+}
+
+// stream is the main job: records to stdout until something ends it.
+func stream(ctx context.Context, e env, cfg *config) error {
+	log := newLogger(e.stderr, cfg.verbose)
+	for _, what := range cfg.idle {
+		log.Warn(what + " has no effect yet: this version makes no findings and no summaries")
+	}
+	log.Debug("filter", zap.Stringer("filter", cfg))
+	if cfg.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, cfg.duration)
+		defer cancel()
+	}
+	from := live
+	if cfg.replay != "" {
+		from = replay
+	}
+	out := newSink(e.stdout)
+	p := newPipeline(cfg, out)
+	err := from(ctx, cfg, p, log)
+	if err == nil {
+		p.printStats()
+	}
+	// The writer's error comes first: a run that has ended because nothing
+	// more could be written has no other.
+	if werr := out.close(); werr != nil {
+		err = fmt.Errorf("write records: %w", werr)
+	}
+	if err == nil {
+		summarize(log, p)
+	}
+	return err
+}
+
+// summarize says in one line what was seen and lost.
+func summarize(log *zap.Logger, p *pipeline) {
+	s := p.stats()
+	log.Info("done",
+		zap.Uint64("seen", s.Seen), zap.Uint64("delivered", s.Delivered), zap.Uint64("filtered", s.Filtered),
+		zap.Uint64("lost", s.Lost.Sum()), zap.Uint64("unprinted", s.Unprinted))
+}
+
+// replay runs the pipeline on a recording.
+func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) error {
+	f, err := os.Open(cfg.replay)
+	if err != nil {
+		return fmt.Errorf("--replay: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
+	switch {
+	case errors.Is(err, errStop):
+		return nil
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		log.Warn("the recording ends in the middle of an event; all before it was played", zap.String("file", cfg.replay))
+		return nil
+	case err != nil:
+		return fmt.Errorf("--replay %q: %w", cfg.replay, err)
+	}
+	return nil
+}
+
+// player lets a replay be interrupted, and waits for a slow reader: nothing is
+// lost by it, and no record shed.
+type player struct {
+	*pipeline
+	ctx    context.Context
+	events int
+}
+
+func (p *player) Event(raw []byte) error {
+	if p.events++; p.events%1024 == 0 && (p.ctx.Err() != nil || p.out.broken()) {
+		return errStop
+	}
+	// A step that prints many records (the end of the first scan, a filter that
+	// is decided) may still need more than there is.
+	p.out.wait()
+	return p.pipeline.Event(raw)
+}
