@@ -29,6 +29,13 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* The wire types, for the generated Go code: a test holds pkg/events to them. */
+const struct transition *unused_transition __attribute__((unused));
+const struct destroy *unused_destroy __attribute__((unused));
+const struct accept *unused_accept __attribute__((unused));
+const struct socket_row *unused_socket_row __attribute__((unused));
+const struct process *unused_process __attribute__((unused));
+
 /* Set by the agent before the programs are loaded, so that the verifier drops
  * the branches that a run does not need. */
 const volatile __u32 pidns_inum;      /* 0: the agent is in the initial PID namespace */

@@ -13,6 +13,29 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcptraceAccept struct {
+	_  structs.HostLayout
+	Ev struct {
+		_        structs.HostLayout
+		KtimeNs  uint64
+		Skaddr   uint64
+		Cookie   uint64
+		Netns    uint32
+		Kind     uint8
+		Oldstate uint8
+		Newstate uint8
+		Flags    uint8
+	}
+	Proc struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Tid  uint32
+		Comm [16]uint8
+	}
+	Fd  int32
+	Pad uint32
+}
+
 type tcptraceCounters struct {
 	_           structs.HostLayout
 	Seen        uint64
@@ -22,10 +45,58 @@ type tcptraceCounters struct {
 	RecordsLost uint64
 }
 
+type tcptraceDestroy struct {
+	_  structs.HostLayout
+	Ev struct {
+		_        structs.HostLayout
+		KtimeNs  uint64
+		Skaddr   uint64
+		Cookie   uint64
+		Netns    uint32
+		Kind     uint8
+		Oldstate uint8
+		Newstate uint8
+		Flags    uint8
+	}
+	Proc struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Tid  uint32
+		Comm [16]uint8
+	}
+}
+
 type tcptraceLast struct {
 	_      structs.HostLayout
 	Skaddr uint64
 	States uint64
+}
+
+type tcptraceProcess struct {
+	_  structs.HostLayout
+	Ev struct {
+		_        structs.HostLayout
+		KtimeNs  uint64
+		Skaddr   uint64
+		Cookie   uint64
+		Netns    uint32
+		Kind     uint8
+		Oldstate uint8
+		Newstate uint8
+		Flags    uint8
+	}
+	Proc struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Tid  uint32
+		Comm [16]uint8
+	}
+	Parent struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Tid  uint32
+		Comm [16]uint8
+	}
 }
 
 type tcptraceRemoteKey struct {
@@ -34,37 +105,83 @@ type tcptraceRemoteKey struct {
 	Addr      [16]uint8
 }
 
+type tcptraceSocketRow struct {
+	_       structs.HostLayout
+	Tr      tcptraceTransition
+	QuietNs uint64
+	Fd      int32
+	Pad     uint32
+}
+
+type tcptraceTransition struct {
+	_  structs.HostLayout
+	Ev struct {
+		_        structs.HostLayout
+		KtimeNs  uint64
+		Skaddr   uint64
+		Cookie   uint64
+		Netns    uint32
+		Kind     uint8
+		Oldstate uint8
+		Newstate uint8
+		Flags    uint8
+	}
+	Proc struct {
+		_    structs.HostLayout
+		Pid  uint32
+		Tid  uint32
+		Comm [16]uint8
+	}
+	Family   uint16
+	Lport    uint16
+	Rport    uint16
+	Shutdown uint8
+	Pad      uint8
+	Laddr    [16]uint8
+	Raddr    [16]uint8
+	Listener uint64
+	Err      uint32
+	Unread   uint32
+	Sent     uint64
+	Received uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcptraceMapCounts          = "counts"
-	tcptraceMapEvents          = "events"
-	tcptraceMapLastSeen        = "last_seen"
-	tcptraceMapListenerOf      = "listener_of"
-	tcptraceMapRemotes         = "remotes"
-	tcptraceProgAcceptExit     = "accept_exit"
-	tcptraceProgAcceptSyscall  = "accept_syscall"
-	tcptraceProgDestroySock    = "destroy_sock"
-	tcptraceProgDumpFiles      = "dump_files"
-	tcptraceProgDumpTcp        = "dump_tcp"
-	tcptraceProgProcessFork    = "process_fork"
-	tcptraceProgProcessFree    = "process_free"
-	tcptraceProgSampleClock    = "sample_clock"
-	tcptraceProgSetState       = "set_state"
-	tcptraceProgSetStateNested = "set_state_nested"
-	tcptraceVarClockJiffies    = "clock_jiffies"
-	tcptraceVarClockKtimeNs    = "clock_ktime_ns"
-	tcptraceVarFilterFamily    = "filter_family"
-	tcptraceVarFilterLport     = "filter_lport"
-	tcptraceVarFilterNetns     = "filter_netns"
-	tcptraceVarFilterRemote    = "filter_remote"
-	tcptraceVarFilterRport     = "filter_rport"
-	tcptraceVarJiffyNs         = "jiffy_ns"
-	tcptraceVarLports          = "lports"
-	tcptraceVarPidnsInum       = "pidns_inum"
-	tcptraceVarRports          = "rports"
-	tcptraceVarWakeupBytes     = "wakeup_bytes"
+	tcptraceMapCounts           = "counts"
+	tcptraceMapEvents           = "events"
+	tcptraceMapLastSeen         = "last_seen"
+	tcptraceMapListenerOf       = "listener_of"
+	tcptraceMapRemotes          = "remotes"
+	tcptraceProgAcceptExit      = "accept_exit"
+	tcptraceProgAcceptSyscall   = "accept_syscall"
+	tcptraceProgDestroySock     = "destroy_sock"
+	tcptraceProgDumpFiles       = "dump_files"
+	tcptraceProgDumpTcp         = "dump_tcp"
+	tcptraceProgProcessFork     = "process_fork"
+	tcptraceProgProcessFree     = "process_free"
+	tcptraceProgSampleClock     = "sample_clock"
+	tcptraceProgSetState        = "set_state"
+	tcptraceProgSetStateNested  = "set_state_nested"
+	tcptraceVarClockJiffies     = "clock_jiffies"
+	tcptraceVarClockKtimeNs     = "clock_ktime_ns"
+	tcptraceVarFilterFamily     = "filter_family"
+	tcptraceVarFilterLport      = "filter_lport"
+	tcptraceVarFilterNetns      = "filter_netns"
+	tcptraceVarFilterRemote     = "filter_remote"
+	tcptraceVarFilterRport      = "filter_rport"
+	tcptraceVarJiffyNs          = "jiffy_ns"
+	tcptraceVarLports           = "lports"
+	tcptraceVarPidnsInum        = "pidns_inum"
+	tcptraceVarRports           = "rports"
+	tcptraceVarUnusedAccept     = "unused_accept"
+	tcptraceVarUnusedDestroy    = "unused_destroy"
+	tcptraceVarUnusedProcess    = "unused_process"
+	tcptraceVarUnusedSocketRow  = "unused_socket_row"
+	tcptraceVarUnusedTransition = "unused_transition"
+	tcptraceVarWakeupBytes      = "wakeup_bytes"
 )
 
 // loadTcptrace returns the embedded CollectionSpec for tcptrace.
@@ -136,18 +253,23 @@ type tcptraceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceVariableSpecs struct {
-	ClockJiffies *ebpf.VariableSpec `ebpf:"clock_jiffies"`
-	ClockKtimeNs *ebpf.VariableSpec `ebpf:"clock_ktime_ns"`
-	FilterFamily *ebpf.VariableSpec `ebpf:"filter_family"`
-	FilterLport  *ebpf.VariableSpec `ebpf:"filter_lport"`
-	FilterNetns  *ebpf.VariableSpec `ebpf:"filter_netns"`
-	FilterRemote *ebpf.VariableSpec `ebpf:"filter_remote"`
-	FilterRport  *ebpf.VariableSpec `ebpf:"filter_rport"`
-	JiffyNs      *ebpf.VariableSpec `ebpf:"jiffy_ns"`
-	Lports       *ebpf.VariableSpec `ebpf:"lports"`
-	PidnsInum    *ebpf.VariableSpec `ebpf:"pidns_inum"`
-	Rports       *ebpf.VariableSpec `ebpf:"rports"`
-	WakeupBytes  *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
+	ClockJiffies     *ebpf.VariableSpec `ebpf:"clock_jiffies"`
+	ClockKtimeNs     *ebpf.VariableSpec `ebpf:"clock_ktime_ns"`
+	FilterFamily     *ebpf.VariableSpec `ebpf:"filter_family"`
+	FilterLport      *ebpf.VariableSpec `ebpf:"filter_lport"`
+	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
+	FilterRemote     *ebpf.VariableSpec `ebpf:"filter_remote"`
+	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
+	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
+	Lports           *ebpf.VariableSpec `ebpf:"lports"`
+	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
+	Rports           *ebpf.VariableSpec `ebpf:"rports"`
+	UnusedAccept     *ebpf.VariableSpec `ebpf:"unused_accept"`
+	UnusedDestroy    *ebpf.VariableSpec `ebpf:"unused_destroy"`
+	UnusedProcess    *ebpf.VariableSpec `ebpf:"unused_process"`
+	UnusedSocketRow  *ebpf.VariableSpec `ebpf:"unused_socket_row"`
+	UnusedTransition *ebpf.VariableSpec `ebpf:"unused_transition"`
+	WakeupBytes      *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
 
 // tcptraceObjects contains all objects after they have been loaded into the kernel.
@@ -191,18 +313,23 @@ func (m *tcptraceMaps) Close() error {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceVariables struct {
-	ClockJiffies *ebpf.Variable `ebpf:"clock_jiffies"`
-	ClockKtimeNs *ebpf.Variable `ebpf:"clock_ktime_ns"`
-	FilterFamily *ebpf.Variable `ebpf:"filter_family"`
-	FilterLport  *ebpf.Variable `ebpf:"filter_lport"`
-	FilterNetns  *ebpf.Variable `ebpf:"filter_netns"`
-	FilterRemote *ebpf.Variable `ebpf:"filter_remote"`
-	FilterRport  *ebpf.Variable `ebpf:"filter_rport"`
-	JiffyNs      *ebpf.Variable `ebpf:"jiffy_ns"`
-	Lports       *ebpf.Variable `ebpf:"lports"`
-	PidnsInum    *ebpf.Variable `ebpf:"pidns_inum"`
-	Rports       *ebpf.Variable `ebpf:"rports"`
-	WakeupBytes  *ebpf.Variable `ebpf:"wakeup_bytes"`
+	ClockJiffies     *ebpf.Variable `ebpf:"clock_jiffies"`
+	ClockKtimeNs     *ebpf.Variable `ebpf:"clock_ktime_ns"`
+	FilterFamily     *ebpf.Variable `ebpf:"filter_family"`
+	FilterLport      *ebpf.Variable `ebpf:"filter_lport"`
+	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
+	FilterRemote     *ebpf.Variable `ebpf:"filter_remote"`
+	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
+	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
+	Lports           *ebpf.Variable `ebpf:"lports"`
+	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
+	Rports           *ebpf.Variable `ebpf:"rports"`
+	UnusedAccept     *ebpf.Variable `ebpf:"unused_accept"`
+	UnusedDestroy    *ebpf.Variable `ebpf:"unused_destroy"`
+	UnusedProcess    *ebpf.Variable `ebpf:"unused_process"`
+	UnusedSocketRow  *ebpf.Variable `ebpf:"unused_socket_row"`
+	UnusedTransition *ebpf.Variable `ebpf:"unused_transition"`
+	WakeupBytes      *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
 
 // tcptracePrograms contains all programs after they have been loaded into the kernel.

@@ -97,6 +97,7 @@ func (t *Tracker) emit(c *conn, tr *Transition) {
 
 // Tick lets time pass for what waits: ktime is the kernel's clock now.
 func (t *Tracker) Tick(ktime uint64) {
+	t.now = ktime
 	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, c *conn) {
 		if c.verdict == undecided && c.Owner.Source == SourceListener {
 			t.settle(i)
@@ -124,8 +125,9 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 }
 
 // Scanned ends the first scan: a Socket record is made for each socket that it
-// found. With complete, a socket that is unknown from now on is one whose
-// beginning was missed.
+// found. With complete, a socket that is unknown from now (the last Tick) on is
+// one whose beginning was missed; before, it may have gone while the scan was
+// under way.
 func (t *Tracker) Scanned(complete bool) {
 	t.ownQueued()
 	for _, i := range t.scanned {
@@ -141,7 +143,10 @@ func (t *Tracker) Scanned(complete bool) {
 			t.drop(i)
 		}
 	}
-	t.scanned, t.settled = nil, complete
+	t.scanned = nil
+	if complete {
+		t.settled = t.now
+	}
 	clear(t.holders)
 }
 

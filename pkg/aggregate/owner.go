@@ -71,7 +71,7 @@ func (t *Tracker) row(ev *events.Event) {
 		// After the first scan a socket that is not known is one whose events
 		// are still to be read, or that has just gone. One that never was
 		// connected has no story yet.
-		if t.settled || ev.New == events.Close {
+		if t.settled != 0 || ev.New == events.Close {
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
@@ -84,7 +84,7 @@ func (t *Tracker) row(ev *events.Event) {
 		return
 	}
 	t.own(i, &ev.Proc, SourceFd)
-	if !t.settled && ev.Proc.Pid != 0 {
+	if t.settled == 0 && ev.Proc.Pid != 0 {
 		t.holders[i] = append(t.holders[i], Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
 	}
 	t.decide(i)

@@ -44,7 +44,8 @@ type Tracker struct {
 
 	scanned  []uint32            // conns that the first scan found, in its order
 	holders  map[uint32][]Holder // of these
-	settled  bool                // the first scan is over: what is unknown now was missed
+	settled  uint64              // when the first scan was over: what is unknown since was missed; 0: not yet
+	now      uint64              // the last Tick
 	wantScan bool
 
 	tr Transition // reused: one record is under way at a time
@@ -221,7 +222,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	switch {
 	case opens:
 		t.begun(i, ev)
-	case t.settled:
+	case t.settled != 0 && ev.Ktime > t.settled:
 		c.learn(ev)
 		if t.filter.byEnds(&c.Ends, ev.Old == events.Listen) != no {
 			t.miss(c)
@@ -295,6 +296,9 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 		Ends: c.Ends, Ktime: ev.Ktime, Start: c.start,
 		Role: c.role, Closer: c.closer, CloseCall: c.call,
 		Spent: &c.spent, Gap: c.missed, Unprinted: c.unprinted,
+	}
+	if !ended && c.call == CallShutdown {
+		t.cn.CloseCall = CallUnknown // what would tell it from close() was missed
 	}
 	if ended {
 		if c.startErr == 0 || c.startErr != ev.Err {

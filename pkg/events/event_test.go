@@ -1,0 +1,142 @@
+package events
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// record returns a zero record of the kind, of its right size.
+func record(kind Kind) []byte {
+	b := make([]byte, sizes[kind])
+	b[28] = byte(kind)
+	b[29], b[30] = byte(Established), byte(CloseWait)
+	return b
+}
+
+func TestDecodeRefusesWhatTheKernelSideNeverWrites(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		in   []byte
+		want string
+	}{
+		{"nothing", nil, "shorter than its header"},
+		{"half a header", record(Transition)[:31], "shorter than its header"},
+		{"kind 0", make([]byte, 128), "unknown kind 0"},
+		{"a kind that does not exist", append(make([]byte, 28), 99, 0, 0, 0), "unknown kind 99"},
+		{"a transition cut short", record(Transition)[:127], "127 bytes, want 128"},
+		{"an accept that is too long", append(record(Accept), 0), "65 bytes, want 64"},
+		{"old state 0", func() []byte { b := record(Transition); b[29] = 0; return b }(), "states 0 and 8"},
+		{"new state 13", func() []byte { b := record(Socket); b[30] = 13; return b }(), "states 1 and 13"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var ev Event
+			err := Decode(tt.in, &ev)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestDecodeLeavesNothingOfTheEventBefore(t *testing.T) {
+	b := record(Transition)
+	for i := 32; i < len(b); i++ {
+		b[i] = 0xff
+	}
+	var ev Event
+	if err := Decode(b, &ev); err != nil {
+		t.Fatal(err)
+	}
+	if err := Decode(record(Destroy), &ev); err != nil {
+		t.Fatal(err)
+	}
+	want := Event{Kind: Destroy, Old: Established, New: CloseWait, Fd: -1}
+	if ev != want {
+		t.Errorf("got %+v, want %+v", ev, want)
+	}
+}
+
+// include/net/tcp_states.h, and the names that ss and tcpstates users know.
+func TestStatesAreNumberedAndNamedAsTheKernelDoes(t *testing.T) {
+	for n, name := range map[uint8]string{
+		1: "ESTABLISHED", 2: "SYN_SENT", 3: "SYN_RECV", 4: "FIN_WAIT1", 5: "FIN_WAIT2", 6: "TIME_WAIT",
+		7: "CLOSE", 8: "CLOSE_WAIT", 9: "LAST_ACK", 10: "LISTEN", 11: "CLOSING", 12: "NEW_SYN_RECV",
+	} {
+		if got := State(n).String(); got != name || !State(n).Valid() {
+			t.Errorf("state %d: got %q, valid %v; want %q, true", n, got, State(n).Valid(), name)
+		}
+	}
+	for _, n := range []uint8{0, 13, 255} {
+		if State(n).Valid() || State(n).String() != "" {
+			t.Errorf("state %d: got %q, valid %v; want none", n, State(n), State(n).Valid())
+		}
+	}
+}
+
+func TestAddrTellsIPv4FromIPv6AsNetipDoes(t *testing.T) {
+	for _, s := range []string{"127.0.0.1", "0.0.0.0", "255.255.255.255", "::", "::1", "2001:db8::1", "::127.0.0.1", "fe80::1"} {
+		ip := netip.MustParseAddr(s)
+		a := Addr(ip.As16())
+		if a.Netip() != ip || a.Is4() != ip.Is4() || a.IsUnspecified() != ip.IsUnspecified() {
+			t.Errorf("%s: got %s, Is4 %v, IsUnspecified %v", s, a.Netip(), a.Is4(), a.IsUnspecified())
+		}
+	}
+	mapped := Addr(netip.MustParseAddr("::ffff:10.1.2.3").As16())
+	if got := mapped.Netip().String(); got != "10.1.2.3" {
+		t.Errorf("an IPv4-mapped address: got %s, want 10.1.2.3", got)
+	}
+}
+
+func TestCommEndsAtItsFirstNUL(t *testing.T) {
+	full := Comm([]byte("0123456789abcdef"))
+	for _, tt := range []struct {
+		comm Comm
+		want string
+	}{
+		{MakeComm("nginx"), "nginx"},
+		{MakeComm("a-name-longer-than-the-kernel-keeps"), "a-name-longer-t"},
+		{Comm{}, ""},
+		{Comm{'a', 0, 'b'}, "a"},
+		{full, "0123456789abcdef"},
+	} {
+		if got := string(tt.comm.Bytes()); got != tt.want {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for k := Transition; k <= Exit; k++ {
+		f.Add(record(k))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		before := bytes.Clone(b)
+		var ev Event
+		err := Decode(b, &ev)
+		if !bytes.Equal(b, before) {
+			t.Error("Decode changed its input")
+		}
+		if err != nil {
+			return
+		}
+		if len(b) != sizes[ev.Kind] {
+			t.Errorf("took %d bytes for a record of kind %d", len(b), ev.Kind)
+		}
+		if (ev.Kind == Transition || ev.Kind == Socket) && (ev.Old.String() == "" || ev.New.String() == "") {
+			t.Errorf("took states %d and %d", ev.Old, ev.New)
+		}
+	})
+}
+
+func BenchmarkDecode(b *testing.B) {
+	raw := record(Transition)
+	var ev Event
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Decode(raw, &ev); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
