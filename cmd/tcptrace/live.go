@@ -182,6 +182,9 @@ func (r *runner) start(proc procinfo.FS) error {
 	if !complete {
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
+	if err := r.clock(); err != nil {
+		return err
+	}
 	if err := r.sink.Scanned(complete); err != nil {
 		return err
 	}
