@@ -28,17 +28,20 @@ func firstFin(was Closer, old, next events.State) Closer {
 	return was
 }
 
-// closerInState is firstFin for a connection that was found in st.
-func closerInState(st events.State) Closer {
+// foundIn says who closed first of a connection that is in st, if how it got
+// there was not seen.
+func (c *conn) foundIn(st events.State) {
+	if c.closer != CloserUnknown {
+		return
+	}
 	switch st {
 	case events.FinWait1, events.FinWait2:
-		return CloserLocal
+		c.closer = CloserLocal
 	case events.CloseWait, events.LastAck:
-		return CloserRemote
+		c.closer = CloserRemote
 	case events.Closing:
-		return CloserBoth
+		c.closer = CloserBoth
 	}
-	return CloserUnknown
 }
 
 // endOf says what ended the connection, from its transition to CLOSE. The

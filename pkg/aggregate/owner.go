@@ -96,7 +96,7 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	c.begin(ev)
 	c.asOf = ev.Ktime
 	c.learn(ev)
-	c.closer = closerInState(ev.New)
+	c.foundIn(ev.New)
 	c.quiet, c.unread = ev.Quiet, ev.Unread
 	c.queued = ev.Flags&(events.HasSocket|events.Dead) == 0
 	if ev.New == events.Listen && ev.Cookie != 0 {

@@ -206,8 +206,10 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 		case c.state != ev.Old:
 			c.since = 0
 			if !stale {
+				c.spent.add(c.state, Unknown)
 				t.miss(c)
 			}
+			c.foundIn(ev.Old)
 			return i, true
 		default:
 			return i, true
@@ -219,6 +221,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	}
 	c := t.table.at(i)
 	c.begin(ev)
+	c.foundIn(ev.Old)
 	switch {
 	case opens:
 		t.begun(i, ev)
