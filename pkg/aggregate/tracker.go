@@ -195,7 +195,6 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 		case opens && ev.Old == events.Listen && !stale:
 			// A child is always a new socket.
 			t.vanish(i, ev.Ktime)
-			i = 0
 		case opens:
 			if c.state != events.Close && !stale {
 				t.missEnd(i, ev.Ktime)
