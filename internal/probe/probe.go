@@ -48,6 +48,7 @@ type Probe struct {
 	links    []link.Link // in the order in which they must be detached
 	reader   *ringbuf.Reader
 	record   ringbuf.Record
+	ahead    bool // record was read, and not handed out yet
 	variants []Variant
 
 	setState *ebpf.Program
@@ -199,13 +200,49 @@ func (p *Probe) Variants() []Variant { return p.variants }
 func (p *Probe) Read(wait time.Duration, f func(raw []byte) error) error {
 	p.reader.SetDeadline(time.Now().Add(wait))
 	for range maxBatch {
-		err := p.reader.ReadInto(&p.record)
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrFlushed) {
+		if ok, err := p.next(); !ok || err != nil {
+			return err
+		}
+		p.ahead = false
+		if err := f(p.record.RawSample); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// next reads one record from the ring buffer into p.record, unless there is one
+// that was read ahead. It returns false at the deadline.
+func (p *Probe) next() (bool, error) {
+	if p.ahead {
+		return true, nil
+	}
+	err := p.reader.ReadInto(&p.record)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read ring buffer: %w", err)
+	}
+	p.ahead = true
+	return true, nil
+}
+
+// readUntil calls f with what the ring buffer holds from up to ktime. What an
+// iterator says of a socket is true at one moment; so the events before it come
+// before it, and those after it after.
+func (p *Probe) readUntil(ktime uint64, f func(raw []byte) error) error {
+	for p.ahead || p.reader.AvailableBytes() > 0 {
+		if !p.ahead {
+			p.reader.SetDeadline(time.Unix(1, 0)) // long past: do not wait
+		}
+		if ok, err := p.next(); !ok || err != nil {
+			return err
+		}
+		if events.Ktime(p.record.RawSample) > ktime {
 			return nil
 		}
-		if err != nil {
-			return fmt.Errorf("read ring buffer: %w", err)
-		}
+		p.ahead = false
 		if err := f(p.record.RawSample); err != nil {
 			return err
 		}
@@ -231,7 +268,7 @@ func (p *Probe) Drain(f func(raw []byte) error) error {
 	if err := p.Read(5*time.Millisecond, f); err != nil {
 		return err
 	}
-	for p.reader.AvailableBytes() > 0 {
+	for p.ahead || p.reader.AvailableBytes() > 0 {
 		if err := p.Read(0, f); err != nil {
 			return err
 		}

@@ -20,7 +20,8 @@ import (
 )
 
 // Scan calls f with a Socket record for every TCP socket that exists: one for
-// each descriptor of a socket, then one for each socket, held or not. It reports
+// each descriptor of a socket, then one for each socket, held or not. Between
+// them come the records of the ring buffer, in the order of time. It reports
 // whether it reached every network namespace.
 func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 	p.calibrate()
@@ -39,7 +40,7 @@ func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 		if p.netns != 0 && inode != p.netns {
 			continue
 		}
-		err := inNetns(path, func() error { return readRows(p.tcp, f) })
+		err := inNetns(path, func() error { return p.readRows(p.tcp, f) })
 		switch {
 		case errors.Is(err, os.ErrNotExist): // gone, with its sockets
 		case errors.Is(err, os.ErrPermission):
@@ -52,15 +53,16 @@ func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 }
 
 // Descriptors calls f with a Socket record for every descriptor of a TCP socket,
-// in all network namespaces, of the processes in our PID namespace.
+// in all network namespaces, of the processes in our PID namespace; and with the
+// records of the ring buffer between them, as Scan does.
 func (p *Probe) Descriptors(f func(raw []byte) error) error {
 	if p.files == nil {
 		return nil
 	}
-	return readRows(p.files, f)
+	return p.readRows(p.files, f)
 }
 
-func readRows(it *link.Iter, f func(raw []byte) error) error {
+func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
 	r, err := it.Open()
 	if err != nil {
 		return err
@@ -74,6 +76,9 @@ func readRows(it *link.Iter, f func(raw []byte) error) error {
 				return nil
 			}
 			return fmt.Errorf("read iterator: %w", err)
+		}
+		if err := p.readUntil(events.Ktime(row[:]), f); err != nil {
+			return err
 		}
 		if err := f(row[:]); err != nil {
 			return err

@@ -189,7 +189,9 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			t.counts.Duplicates++
 			return 0, false
 		}
-		// What happened before the first scan came by is read after it.
+		// Events come in the order in which they were submitted, on two CPUs not
+		// quite in the order of time: one from before the moment at which the
+		// first scan found the socket may come after that.
 		stale := ev.Ktime <= c.asOf
 		switch {
 		case opens && ev.Old == events.Listen && !stale:

@@ -179,6 +179,9 @@ func Decode(b []byte, ev *Event) error {
 	return nil
 }
 
+// Ktime returns the time of a record that is at least as long as its header.
+func Ktime(raw []byte) uint64 { return binary.LittleEndian.Uint64(raw) }
+
 func decodeProc(b []byte, p *Proc) {
 	p.Pid = binary.LittleEndian.Uint32(b)
 	p.Tid = binary.LittleEndian.Uint32(b[4:])
