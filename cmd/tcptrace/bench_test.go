@@ -88,6 +88,7 @@ func BenchmarkReplay(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		out := newSink(null)
+		out.patient = true
 		p := newPipeline(cfg, out)
 		if err := recording.Replay(bytes.NewReader(raw), &player{pipeline: p, ctx: b.Context()}); err != nil {
 			b.Fatal(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"net/netip"
@@ -25,41 +26,81 @@ const maxRemotes = 1024
 
 // flags is the command line as it was typed.
 type flags struct {
-	pids, comms, lports, rports, remotes []string
+	pids, comms, lports, rports, remotes list
 	follow, ipv4, ipv6                   bool
-	netns                                string
-	events                               []string
+	netns                                name
+	events                               list
 	closeWaitAfter, summaryInterval      time.Duration
 	duration                             time.Duration
 	output                               string
-	record, replay                       string
+	record, replay                       name
 	ringSize                             string
 	maxSockets                           int
-	btf                                  string
+	btf                                  name
 	verbose                              bool
 }
 
+// list is the value of a flag that takes several: separated by commas, or by line
+// ends, as in --pid "$(pgrep nginx)". pflag's own takes "" for no list at all, and
+// so would turn a filter off where a script's variable is not set; and it drops
+// all lines but the first.
+type list []string
+
+var errEmpty = errors.New("it is empty")
+
+// Set implements pflag.Value.
+func (l *list) Set(s string) error {
+	s = strings.Trim(s, "\n")
+	if s == "" {
+		return errEmpty
+	}
+	*l = append(*l, strings.Split(strings.ReplaceAll(s, "\n", ","), ",")...)
+	return nil
+}
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+// Type implements pflag.Value.
+func (*list) Type() string { return "list" }
+
+// name is the value of a flag that is given with a value or not at all.
+type name string
+
+// Set implements pflag.Value.
+func (n *name) Set(s string) error {
+	if s == "" {
+		return errEmpty
+	}
+	*n = name(s)
+	return nil
+}
+
+func (n *name) String() string { return string(*n) }
+
+// Type implements pflag.Value.
+func (*name) Type() string { return "string" }
+
 func (f *flags) register(fs *pflag.FlagSet) {
 	fs.SortFlags = false
-	fs.StringSliceVarP(&f.pids, "pid", "p", nil, "only sockets that these processes hold or held (`PID`,...)")
+	fs.VarP(&f.pids, "pid", "p", "only sockets that these processes hold or held (`PID`,...)")
 	fs.BoolVarP(&f.follow, "follow", "f", false, "with --pid or --comm: their children too")
-	fs.StringSliceVar(&f.comms, "comm", nil, "only processes with this command `NAME`,...")
-	fs.StringSliceVarP(&f.lports, "localport", "L", nil, "only these local `PORT`,...")
-	fs.StringSliceVarP(&f.rports, "remoteport", "D", nil, "only these remote `PORT`,...")
+	fs.Var(&f.comms, "comm", "only processes with this command `NAME`,...")
+	fs.VarP(&f.lports, "localport", "L", "only these local `PORT`,...")
+	fs.VarP(&f.rports, "remoteport", "D", "only these remote `PORT`,...")
 	fs.BoolVarP(&f.ipv4, "ipv4", "4", false, "only IPv4, also on IPv6 sockets")
 	fs.BoolVarP(&f.ipv6, "ipv6", "6", false, "only IPv6")
-	fs.StringSliceVar(&f.remotes, "remote", nil, "only peers within `CIDR`,...")
-	fs.StringVar(&f.netns, "netns", "", "only this network namespace (`PATH` of it, or its inode number)")
-	fs.StringSliceVar(&f.events, "events", nil, "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
+	fs.Var(&f.remotes, "remote", "only peers within `CIDR`,...")
+	fs.Var(&f.netns, "netns", "only this network namespace (`PATH` of it, or its inode number)")
+	fs.Var(&f.events, "events", "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
 	fs.DurationVar(&f.closeWaitAfter, "close-wait-after", time.Minute, "time in CLOSE_WAIT after which a socket is a finding")
 	fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often")
 	fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
 	fs.StringVarP(&f.output, "output", "o", "json", "`FORMAT`: json (one record a line) or text (columns)")
-	fs.StringVar(&f.record, "record", "", "keep the raw events in `FILE`")
-	fs.StringVar(&f.replay, "replay", "", "take the events from `FILE`: no root, no kernel")
+	fs.Var(&f.record, "record", "keep the raw events in `FILE`")
+	fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
 	fs.StringVar(&f.ringSize, "ring-size", "16M", "ring buffer `BYTES`, a power of two, K and M allowed")
 	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
-	fs.StringVar(&f.btf, "btf", "", "kernel types from `FILE`, for kernels without /sys/kernel/btf/vmlinux")
+	fs.Var(&f.btf, "btf", "kernel types from `FILE`, for kernels without /sys/kernel/btf/vmlinux")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
 }
 
@@ -84,8 +125,8 @@ var recordTypes = []string{"transition", "connection", "socket", "finding", "sum
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		duration: f.duration, record: f.record, replay: f.replay,
-		maxSockets: f.maxSockets, btf: f.btf, verbose: f.verbose,
+		duration: f.duration, record: string(f.record), replay: string(f.replay),
+		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
 		if err := step(c); err != nil {
@@ -137,7 +178,7 @@ func (f *flags) filter(c *config) error {
 		return usagef("--remote: %d prefixes; at most %d", len(flt.Remotes), maxRemotes)
 	}
 	if f.netns != "" {
-		flt.Netns, err = netns(f.netns)
+		flt.Netns, err = netns(string(f.netns))
 	}
 	return err
 }
@@ -178,7 +219,7 @@ func netns(s string) (uint32, error) {
 	if n, err := strconv.ParseUint(s, 10, 32); err == nil && n > 0 {
 		return uint32(n), nil
 	}
-	fd, err := unix.Open(s, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(s, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a FIFO must not block
 	if err != nil {
 		return 0, usagef("--netns %q: %w; give a path such as /proc/PID/ns/net or /run/netns/NAME, or an inode number", s, err)
 	}

@@ -25,7 +25,7 @@ const (
 const btfFile = "/sys/kernel/btf/vmlinux"
 
 // live traces this host.
-func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (err error) {
+func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (failed error) {
 	proc := procinfo.Open("/proc")
 	if err := checkPids(proc, cfg.filter.Pids); err != nil {
 		return err
@@ -33,8 +33,23 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (err e
 	if _, err := os.Stat(btfFile); cfg.btf == "" && err != nil {
 		return fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE", btfFile, errors.Unwrap(err))
 	}
+	kernel, err := probe.Open(probe.Config{
+		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf,
+		// A recording should answer any filter that a replay may have.
+		Processes: cfg.filter.ByProcess() || cfg.record != "",
+	})
+	if err != nil {
+		log.Debug("refused", zap.Error(err))
+		if probe.IsRefused(err) {
+			return errors.New("the kernel refuses to load BPF programs: operation not permitted; run it as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
+		}
+		return err
+	}
+	defer kernel.Close()
+
 	var sink recording.Sink = p
 	if cfg.record != "" {
+		// Not before everything else is right: an older recording may be there.
 		f, err := os.Create(cfg.record)
 		if err != nil {
 			return fmt.Errorf("--record: %w", err)
@@ -44,21 +59,8 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (err e
 			return fmt.Errorf("--record: %w", err)
 		}
 		sink = t
-		defer func() { err = errors.Join(err, t.close()) }()
+		defer func() { failed = errors.Join(failed, t.close()) }()
 	}
-
-	kernel, err := probe.Open(probe.Config{
-		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf,
-		// A recording should answer any filter that a replay may have.
-		Processes: cfg.filter.ByProcess() || cfg.record != "",
-	})
-	if err != nil {
-		if probe.IsRefused(err) {
-			return fmt.Errorf("%w; run it as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN", err)
-		}
-		return err
-	}
-	defer kernel.Close()
 
 	r := runner{cfg: cfg, kernel: kernel, pipe: p, sink: sink, log: log}
 	if err := r.start(proc); err != nil {
@@ -132,6 +134,9 @@ func (t *tee) Probe(facility, variant string) error {
 	return t.pipeline.Probe(facility, variant)
 }
 
+// errRecording is the error of a run that went well, but for its recording.
+var errRecording = errors.New("the recording is not whole")
+
 // close says whether the recording is whole.
 func (t *tee) close() error {
 	t.keep((*recording.Writer).Flush)
@@ -139,7 +144,7 @@ func (t *tee) close() error {
 		t.err = err
 	}
 	if t.err != nil {
-		return fmt.Errorf("--record: the recording is not whole: %w", t.err)
+		return fmt.Errorf("--record: %w: %w", errRecording, t.err)
 	}
 	return nil
 }
@@ -161,6 +166,7 @@ type runner struct {
 // start brings in what was there before. The programs are attached already: what
 // happens meanwhile waits in the ring buffer.
 func (r *runner) start(proc procinfo.FS) error {
+	r.pipe.begin()
 	for _, v := range r.kernel.Variants() {
 		if v.Err != nil {
 			r.log.Debug("refused", zap.String("facility", v.Facility), zap.String("instead", v.Name), zap.Error(v.Err))
@@ -293,5 +299,11 @@ func (r *runner) stop() error {
 	if err := r.clock(); err != nil {
 		return err
 	}
-	return r.books()
+	if err := r.books(); err != nil {
+		return err
+	}
+	if n := r.pipe.underway(); n != 0 {
+		r.log.Warn("the kernel side has counted other transitions than have arrived", zap.Int64("difference", n))
+	}
+	return nil
 }

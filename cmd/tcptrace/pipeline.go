@@ -41,13 +41,20 @@ func newPipeline(cfg *config, out *sink) *pipeline {
 	if cfg.text {
 		e := &text.Encoder{}
 		p.enc, p.wall = e, &e.Wall
-		p.out.put(append(p.out.wait(), text.Header...))
 	} else {
 		e := &jsonl.Encoder{}
 		p.enc, p.wall = e, &e.Wall
 	}
 	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets)
 	return p
+}
+
+// begin prints what stands above the records, once it is certain that there will
+// be some.
+func (p *pipeline) begin() {
+	if p.cfg.text {
+		p.out.put(append(p.out.wait(), text.Header...))
+	}
 }
 
 // Event implements recording.Sink.
@@ -156,15 +163,17 @@ func (p *pipeline) stats() aggregate.Stats {
 	if explained := s.Lost.Sum(); c.Missed > explained {
 		s.Lost.Nested += c.Missed - explained
 	}
-	// Nothing else can be the matter with a transition that the kernel side has
-	// handed over: once the ring buffer is drained, submitted == arrived.
-	submitted := k.Seen - k.Filtered - k.RingFull
-	arrived := c.Delivered + c.Duplicates + c.TableFull + p.decode
-	s.Seen = k.Seen - c.Duplicates + s.Lost.Nested
-	if submitted > arrived {
-		s.Seen -= submitted - arrived
-	}
+	s.Seen = uint64(int64(k.Seen-c.Duplicates+s.Lost.Nested) - p.underway())
 	return s
+}
+
+// underway is the number of transitions that the kernel side has handed over by
+// the last Books and that have not arrived: 0 once the ring buffer is drained.
+// In a recording that was cut the books may be older than the last events.
+func (p *pipeline) underway() int64 {
+	c, k := p.tracker.Counts(), &p.books
+	arrived := c.Delivered + c.Duplicates + c.TableFull + p.decode
+	return int64(k.Seen - k.Filtered - k.RingFull - arrived)
 }
 
 // tryStats prints the books if there is room. Waiting for it would block the

@@ -23,6 +23,8 @@ type sink struct {
 	over chan struct{} // closed when the writer has stopped
 	err  error         // of the writer, once over is closed
 	bad  atomic.Bool   // a write has failed
+
+	patient bool // room waits instead of refusing
 }
 
 func newSink(f *os.File) *sink {
@@ -55,8 +57,8 @@ func (s *sink) write() {
 
 // room returns a buffer to append a line to, for put; or false if there is none.
 func (s *sink) room() ([]byte, bool) {
-	if s.cur != nil {
-		return s.cur, true
+	if s.cur != nil || s.patient {
+		return s.wait(), true
 	}
 	select {
 	case s.cur = <-s.free:

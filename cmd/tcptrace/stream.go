@@ -45,15 +45,16 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	out := newSink(e.stdout)
 	p := newPipeline(cfg, out)
 	err := from(ctx, cfg, p, log)
-	if err == nil {
+	whole := err == nil || errors.Is(err, errRecording)
+	if whole {
 		p.printStats()
 	}
 	// The writer's error comes first: a run that has ended because nothing
 	// more could be written has no other.
 	if werr := out.close(); werr != nil {
-		err = fmt.Errorf("write records: %w", werr)
+		err, whole = fmt.Errorf("write records: %w", werr), false
 	}
-	if err == nil {
+	if whole {
 		summarize(log, p)
 	}
 	return err
@@ -74,6 +75,8 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 		return fmt.Errorf("--replay: %w", err)
 	}
 	defer func() { _ = f.Close() }()
+	p.begin()
+	p.out.patient = true // a recording can wait for a slow reader
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
 	switch {
 	case errors.Is(err, errStop):
@@ -87,8 +90,7 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 	return nil
 }
 
-// player lets a replay be interrupted, and waits for a slow reader: nothing is
-// lost by it, and no record shed.
+// player lets a replay be interrupted.
 type player struct {
 	*pipeline
 	ctx    context.Context
@@ -99,8 +101,5 @@ func (p *player) Event(raw []byte) error {
 	if p.events++; p.events%1024 == 0 && (p.ctx.Err() != nil || p.out.broken()) {
 		return errStop
 	}
-	// A step that prints many records (the end of the first scan, a filter that
-	// is decided) may still need more than there is.
-	p.out.wait()
 	return p.pipeline.Event(raw)
 }

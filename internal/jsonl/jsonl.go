@@ -26,7 +26,10 @@ type Encoder struct {
 
 func (e *Encoder) appendTime(b []byte, ktime uint64) []byte {
 	ns := int64(ktime) + e.Wall
-	sec := ns / int64(time.Second)
+	sec, frac := ns/int64(time.Second), ns%int64(time.Second)
+	if frac < 0 { // before 1970
+		sec, frac = sec-1, frac+int64(time.Second)
+	}
 	if sec != e.second || e.prefix == nil {
 		e.second = sec
 		e.prefix = time.Unix(sec, 0).UTC().AppendFormat(e.prefix[:0], "2006-01-02T15:04:05")
@@ -34,7 +37,7 @@ func (e *Encoder) appendTime(b []byte, ktime uint64) []byte {
 	b = append(b, '"')
 	b = append(b, e.prefix...)
 	b = append(b, '.')
-	b = appendPadded(b, uint64(ns%int64(time.Second)), 9)
+	b = appendPadded(b, uint64(frac), 9)
 	return append(b, 'Z', '"')
 }
 

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -204,5 +205,18 @@ func Clock() (ktime uint64, wall int64) {
 
 // IsRefused reports whether err is the kernel's refusal for lack of privilege.
 func IsRefused(err error) bool {
-	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES)
+	// To the unprivileged, cilium/ebpf's tests of what the kernel can do fail too:
+	// they take it for one from before Linux 4.6.
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) ||
+		errors.Is(err, ebpf.ErrNotSupported) && !mayLoad()
+}
+
+// mayLoad reports whether this process has a capability that bpf(2) asks for.
+func mayLoad() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return true
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0 || data[1].Effective&(1<<(unix.CAP_BPF-32)) != 0
 }

@@ -116,7 +116,11 @@ var ErrFormat = errors.New("not a tcptrace recording")
 func Replay(r io.Reader, s Sink) error {
 	br := bufio.NewReaderSize(r, 1<<18)
 	head := make([]byte, len(magic)+4)
-	if _, err := io.ReadFull(br, head); err != nil || string(head[:len(magic)]) != magic {
+	_, err := io.ReadFull(br, head)
+	switch {
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case err != nil || string(head[:len(magic)]) != magic:
 		return ErrFormat
 	}
 	if v := binary.LittleEndian.Uint32(head[len(magic):]); v != version {
@@ -131,8 +135,10 @@ func Replay(r io.Reader, s Sink) error {
 			return err
 		}
 		payload := buf[:binary.LittleEndian.Uint16(head[1:])]
-		if _, err := io.ReadFull(br, payload); err != nil {
+		if _, err := io.ReadFull(br, payload); errors.Is(err, io.EOF) {
 			return io.ErrUnexpectedEOF
+		} else if err != nil {
+			return err
 		}
 		if err := play(frame(head[0]), payload, s); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -40,18 +41,19 @@ func endpoint(a events.Addr, port uint16) string {
 	case port == 0 && ip.IsUnspecified():
 		return "*:*"
 	case port == 0:
-		return ip.String() + ":*"
+		return strings.TrimSuffix(netip.AddrPortFrom(ip, 0).String(), "0") + "*"
 	}
 	return netip.AddrPortFrom(ip, port).String()
 }
 
 // Printable returns a command name in which every byte that is not part of a
-// printable character is shown as \xNN, so that it can move no cursor.
+// printable character is shown as \xNN, so that it can move no cursor; and so is
+// a backslash, so that no name can pass for another.
 func Printable(comm []byte) string {
 	var b []byte
 	for i := 0; i < len(comm); {
 		r, n := utf8.DecodeRune(comm[i:])
-		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
+		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) || r == '\\' {
 			for _, c := range comm[i : i+n] {
 				b = fmt.Appendf(b, `\x%02x`, c)
 			}
@@ -70,14 +72,21 @@ func ms(d time.Duration) string {
 	return strconv.FormatFloat(float64(d/time.Microsecond)/1000, 'f', 3, 64)
 }
 
+func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
+	if gap {
+		b = append(b, " (transitions missed)"...)
+	}
+	if unprinted > 0 {
+		b = fmt.Appendf(b, " (%d records not printed)", unprinted)
+	}
+	return append(b, '\n')
+}
+
 // Transition appends t as one line.
 func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
 	b = e.appendHead(b, t.Ktime, &t.Ends)
 	b = fmt.Appendf(b, "%-11s -> %-11s %s ms", t.Old, t.New, ms(t.Dwell))
-	if t.Gap {
-		b = append(b, " (transitions missed)"...)
-	}
-	return append(b, '\n')
+	return appendMarks(b, t.Gap, t.Unprinted)
 }
 
 // Connection appends c as one line.
@@ -95,7 +104,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	if c.Bytes {
 		b = fmt.Appendf(b, " sent=%d received=%d", c.Sent, c.Received)
 	}
-	return append(b, '\n')
+	return appendMarks(b, c.Gap, c.Unprinted)
 }
 
 // Socket appends s as one line.

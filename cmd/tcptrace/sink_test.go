@@ -1,0 +1,203 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	check(t, err)
+	t.Cleanup(func() {
+		_ = r.Close()
+		_ = w.Close()
+	})
+	return r, w
+}
+
+// line is the nth line of a test, of a length that differs from its neighbours'.
+func line(n int) []byte { return fmt.Appendf(nil, "%d %s\n", n, bytes.Repeat([]byte("x"), n%997)) }
+
+// fill puts lines until one is refused, and returns all that were taken.
+func fill(t *testing.T, s *sink) []byte {
+	t.Helper()
+	var taken []byte
+	for n := 0; ; n++ {
+		b, ok := s.room()
+		if !ok {
+			return taken
+		}
+		s.put(append(b, line(n)...))
+		taken = append(taken, line(n)...)
+		if len(taken) > 10*chunks*chunkBytes {
+			t.Fatalf("took %d bytes that nobody reads, want at most about %d", len(taken), chunks*chunkBytes)
+		}
+	}
+}
+
+// drain reads r to its end.
+func drain(r *os.File) <-chan []byte {
+	all := make(chan []byte, 1)
+	go func() {
+		b, _ := io.ReadAll(r)
+		all <- b
+	}()
+	return all
+}
+
+func TestASinkRefusesInsteadOfBlockingAndLosesNothingThatItTook(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	want := fill(t, s)
+	if len(want) > chunks*chunkBytes {
+		t.Errorf("took %d bytes that nobody reads, want at most %d", len(want), chunks*chunkBytes)
+	}
+	if b, ok := s.room(); ok {
+		t.Errorf("got room of %d bytes after a refusal with nothing read, want none", len(b))
+	}
+	s.flush() // with nothing to flush
+
+	got := drain(r)
+	last := []byte("the last\n")
+	s.put(append(s.wait(), last...)) // wait gets through once there is a reader
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, append(want, last...)) {
+		t.Errorf("got %d bytes, want the %d that were put, in their order", len(b), len(want)+len(last))
+	}
+}
+
+func TestASinkHasRoomAgainOnceItsReaderHasRead(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	want := fill(t, s)
+	got := drain(r)
+	for range 3 {
+		s.put(append(s.wait(), "on\n"...))
+		want = append(want, "on\n"...)
+		if _, ok := s.room(); !ok {
+			t.Error("got no room in a buffer that is not full, want some")
+		}
+		s.flush()
+	}
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, want) {
+		t.Errorf("got %d bytes, want the %d that were put, in their order", len(b), len(want))
+	}
+}
+
+// However lines and flushes alternate, a file gets the lines as they are.
+func TestWhatIsFlushedArrivesByteForByte(t *testing.T) {
+	guard(t)
+	for _, every := range []int{1, 7, 1000, 1 << 30} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		check(t, err)
+		s := newSink(f)
+		var want []byte
+		for n := range 3000 {
+			s.put(append(s.wait(), line(n)...))
+			want = append(want, line(n)...)
+			if n%every == 0 {
+				s.flush()
+			}
+		}
+		check(t, s.close())
+		got, err := os.ReadFile(f.Name())
+		check(t, err)
+		if !bytes.Equal(got, want) {
+			t.Errorf("a flush every %d lines: got %d bytes, want %d, equal", every, len(got), len(want))
+		}
+		check(t, f.Close())
+	}
+}
+
+func TestALineThatIsLargerThanABufferArrives(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	got := drain(r)
+	s := newSink(w)
+	want := append(bytes.Repeat([]byte("x"), 3*chunkBytes), '\n')
+	s.put(append(s.wait(), want...))
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, want) {
+		t.Errorf("got %d bytes, want %d, equal", len(b), len(want))
+	}
+}
+
+func TestAReaderThatHasGoneIsNoErrorAndBlocksNobody(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	check(t, r.Close())
+	s := newSink(w)
+	for n := range 4 * chunks { // more than all buffers
+		s.put(append(s.wait(), bytes.Repeat([]byte("x"), chunkBytes)...))
+		if n == 0 {
+			s.flush()
+		}
+	}
+	if err := s.close(); err != nil {
+		t.Errorf("close: got error %v, want none", err)
+	}
+	if !s.broken() {
+		t.Error("broken: got false, want true")
+	}
+}
+
+func TestAFullDiskIsAnError(t *testing.T) {
+	guard(t)
+	f, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	check(t, err)
+	defer f.Close()
+	s := newSink(f)
+	if s.broken() {
+		t.Error("broken before anything is written: got true, want false")
+	}
+	s.put(append(s.wait(), "x\n"...))
+	if err := s.close(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("close: got error %v, want %v", err, unix.ENOSPC)
+	}
+	if !s.broken() {
+		t.Error("broken after a write has failed: got false, want true")
+	}
+}
+
+// On a quiet host nothing is written that could fail.
+func TestASinkNoticesThatItsReaderHasGoneThoughNothingIsWritten(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	if s.broken() {
+		t.Error("with a reader: got true, want false")
+	}
+	check(t, r.Close())
+	if !s.broken() {
+		t.Error("without: got false, want true")
+	}
+	check(t, s.close())
+}
+
+func TestAFileAndASinkholeAreNotBroken(t *testing.T) {
+	guard(t)
+	for _, name := range []string{"/dev/null", filepath.Join(t.TempDir(), "out")} {
+		f, err := os.Create(name)
+		check(t, err)
+		s := newSink(f)
+		if s.broken() {
+			t.Errorf("%s: got true, want false", name)
+		}
+		check(t, s.close())
+		check(t, f.Close())
+	}
+}
