@@ -45,6 +45,7 @@ enum {
 };
 
 #define IPPROTO_TCP 6
+#define SOCK_STREAM 1
 #define AF_INET 2
 #define AF_INET6 10
 
@@ -122,6 +123,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	int sk_err;
+	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	unsigned long sk_lingertime;
@@ -235,11 +237,6 @@ struct bpf_iter__task_file {
 	struct task_struct *task;
 	__u32 fd;
 	struct file *file;
-};
-
-struct bpf_iter__bpf_map {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
 };
 
 #pragma clang attribute pop

@@ -15,10 +15,9 @@
  *   set_state, set_state_nested  the transitions; see set_state_nested for why two
  *   destroy_sock                 a socket's memory is released
  *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
- *   process_fork, process_free   who is whose child; whose PID is free again
+ *   process_fork                 who is whose child
  * and those that are read by the agent:
  *   dump_tcp, dump_files         sockets that exist, and who holds them
- *   sample_clock                 jiffies against nanoseconds
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -31,7 +30,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* The wire types, for the generated Go code: a test holds pkg/events to them. */
 const struct transition *unused_transition __attribute__((unused));
-const struct destroy *unused_destroy __attribute__((unused));
+const struct event *unused_event __attribute__((unused));
 const struct accept *unused_accept __attribute__((unused));
 const struct socket_row *unused_socket_row __attribute__((unused));
 const struct process *unused_process __attribute__((unused));
@@ -39,6 +38,8 @@ const struct process *unused_process __attribute__((unused));
 /* Set by the agent before the programs are loaded, so that the verifier drops
  * the branches that a run does not need. */
 const volatile __u32 pidns_inum;      /* 0: the agent is in the initial PID namespace */
+const volatile __u32 self_pid;        /* the agent's, in its own PID namespace */
+const volatile __u64 jiffy_ns;        /* one jiffy */
 const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
 const volatile __u32 filter_netns;    /* 0: all */
 const volatile __u16 filter_family;   /* 0: both */
@@ -47,13 +48,6 @@ const volatile bool filter_rport;
 const volatile bool filter_remote;
 const volatile __u8 lports[65536 / 8]; /* bit sets */
 const volatile __u8 rports[65536 / 8];
-
-/* One jiffy in nanoseconds; 0 until the agent has measured it. Written by the
- * agent, read by the dump programs. */
-__u64 jiffy_ns;
-/* One sample of two clocks. Written by sample_clock, read by the agent. */
-__u64 clock_jiffies;
-__u64 clock_ktime_ns;
 
 /* Written by the tracing programs, read by the agent. When it is full, the
  * record is dropped and counted. */
@@ -191,11 +185,10 @@ static __always_inline void copy_proc(struct proc *p, struct task_struct *task)
 
 	if (pidns_inum) {
 		p->pid = pid_in_namespace(leader->thread_pid);
-		p->tid = pid_in_namespace(task->thread_pid);
 	} else {
 		p->pid = task->tgid;
-		p->tid = task->pid;
 	}
+	p->_pad = 0;
 	/* Threads have names of their own; users know the process by its leader's. */
 	comm[0] = ((__u64 *)leader->comm)[0];
 	comm[1] = ((__u64 *)leader->comm)[1];
@@ -260,9 +253,9 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 		flags |= F_DEAD;
 	if (skflags & (1UL << SOCK_DONE))
 		flags |= F_DONE;
-	if ((skflags & (1UL << SOCK_LINGER)) && !sk->sk_lingertime)
-		flags |= F_LINGER0;
-	if (newstate == TCP_CLOSE && tp->repair)
+	if ((skflags & (1UL << SOCK_LINGER)) && sk->sk_lingertime)
+		flags |= F_LINGER;
+	if (newstate == TCP_CLOSE && BPF_CORE_READ_BITFIELD(tp, repair))
 		flags |= F_REPAIR;
 	e->ev.flags = flags;
 }
@@ -284,6 +277,11 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return true;
 
+	/* A listener matters for its children, whatever it is itself; and listen()
+	 * on an unbound socket is announced before it has a port. */
+	if (newstate == TCP_LISTEN || (oldstate == TCP_LISTEN && newstate == TCP_CLOSE))
+		return false;
+
 	if (filter_lport && newstate != TCP_SYN_SENT && oldstate != TCP_SYN_SENT &&
 	    !has_port(lports, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport)))
 		return true;
@@ -300,8 +298,6 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 
 		if (sk->__sk_common.skc_family != AF_INET6)
 			map_addr(key.addr, sk->__sk_common.skc_daddr);
-		else if (newstate == TCP_LISTEN)
-			copy_addr(key.addr, &sk->__sk_common.skc_v6_rcv_saddr);
 		else
 			copy_addr(key.addr, &sk->__sk_common.skc_v6_daddr);
 		mapped = ((__u32 *)key.addr)[0] == 0 && ((__u32 *)key.addr)[1] == 0 &&
@@ -313,6 +309,27 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 	}
 
 	return false;
+}
+
+/* The process that is in a system call on the socket. */
+static __always_inline void copy_owner(struct transition *e, int newstate)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	unsigned int pf = task->flags;
+
+	if (pf & PF_KTHREAD) {
+		e->ev.flags |= F_KTHREAD;
+		return;
+	}
+	if (pf & PF_EXITING)
+		e->ev.flags |= F_EXITING;
+	copy_proc(&e->proc, task);
+	/* An iterator of the agent's may be the last to let go of a file, or hold
+	 * a socket's lock: that makes it nobody's owner. */
+	if (e->proc.pid == self_pid && newstate != TCP_SYN_SENT && newstate != TCP_LISTEN) {
+		e->ev.flags |= F_KTHREAD;
+		no_proc(&e->proc);
+	}
 }
 
 static __always_inline void emit(const struct sock *sk, int oldstate, int newstate)
@@ -335,40 +352,29 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 		return;
 	}
 	copy_header(&e->ev, sk, EVENT_TRANSITION);
-	e->ev.cookie = bpf_get_socket_cookie((void *)sk);
 	e->ev.oldstate = oldstate;
 	e->ev.newstate = newstate;
 	e->listener = 0;
+	/* Before 6.15 a child is announced while it is a mere copy of its listener,
+	 * cookie included. It has none of its own yet, nor should it be given one. */
+	if (oldstate == TCP_LISTEN && newstate != TCP_CLOSE && !sk->__sk_common.skc_dport)
+		e->ev.cookie = 0;
+	else
+		e->ev.cookie = bpf_get_socket_cookie((void *)sk);
 	copy_socket(e, sk, tp, newstate);
-	if (e->ev.flags & F_OWNED) {
-		struct task_struct *task = bpf_get_current_task_btf();
-		unsigned int pf = task->flags;
-
-		if (pf & PF_KTHREAD) {
-			e->ev.flags |= F_KTHREAD;
-			no_proc(&e->proc);
-		} else {
-			if (pf & PF_EXITING)
-				e->ev.flags |= F_EXITING;
-			copy_proc(&e->proc, task);
-		}
-	} else {
-		no_proc(&e->proc);
-	}
+	no_proc(&e->proc);
+	if (e->ev.flags & F_OWNED)
+		copy_owner(e, newstate);
 	if (newstate == TCP_LISTEN) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
 			*l = e->ev.cookie;
-	} else if (oldstate == TCP_LISTEN) {
+	} else if (oldstate == TCP_LISTEN && newstate != TCP_CLOSE) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, 0);
 
-		if (l && newstate != TCP_CLOSE) {
+		if (l)
 			e->listener = *l;
-			/* Before 6.15 the clone still wears its listener's cookie. */
-			if (e->ev.cookie == *l)
-				e->ev.cookie = 0;
-		}
 	}
 	bpf_ringbuf_submit(e, submit_flags());
 }
@@ -415,9 +421,8 @@ int BPF_PROG(set_state_nested, const struct sock *sk, const int oldstate, const 
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroy_sock, struct sock *sk)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	struct counters *c;
-	struct destroy *e;
+	struct event *e;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
@@ -429,24 +434,19 @@ int BPF_PROG(destroy_sock, struct sock *sk)
 		COUNT(c, records_lost);
 		return 0;
 	}
-	copy_header(&e->ev, sk, EVENT_DESTROY);
-	e->ev.cookie = sk->__sk_common.skc_cookie.counter;
-	if (sk->sk_lock.owned && !(task->flags & PF_KTHREAD)) {
-		e->ev.flags = F_OWNED | (task->flags & PF_EXITING ? F_EXITING : 0);
-		copy_proc(&e->proc, task);
-	} else {
-		no_proc(&e->proc);
-	}
+	copy_header(e, sk, EVENT_DESTROY);
+	e->cookie = sk->__sk_common.skc_cookie.counter;
 	bpf_ringbuf_submit(e, submit_flags());
 	return 0;
 }
 
-static __always_inline void emit_accept(const struct sock *sk, struct task_struct *task, int fd)
+static __always_inline void emit_accept(const struct sock *sk, struct task_struct *task)
 {
 	struct counters *c;
 	struct accept *e;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	/* kernel_accept() of a kernel service. */
+	if (sk->sk_protocol != IPPROTO_TCP || task->flags & PF_KTHREAD)
 		return;
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return;
@@ -459,8 +459,6 @@ static __always_inline void emit_accept(const struct sock *sk, struct task_struc
 	copy_header(&e->ev, sk, EVENT_ACCEPT);
 	e->ev.cookie = sk->__sk_common.skc_cookie.counter;
 	copy_proc(&e->proc, task);
-	e->fd = fd;
-	e->_pad = 0;
 	bpf_ringbuf_submit(e, submit_flags());
 }
 
@@ -472,7 +470,7 @@ int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
 
 	/* A failed accept() has made no sock. */
 	if (sk)
-		emit_accept(sk, bpf_get_current_task_btf(), -1);
+		emit_accept(sk, bpf_get_current_task_btf());
 	return 0;
 }
 
@@ -529,46 +527,30 @@ int BPF_PROG(accept_syscall, struct pt_regs *regs, long ret)
 	task = bpf_get_current_task_btf();
 	sk = sock_of_fd(task, ret);
 	if (sk)
-		emit_accept(sk, task, ret);
+		emit_accept(sk, task);
 	return 0;
-}
-
-static __always_inline void emit_process(struct task_struct *task, struct task_struct *parent)
-{
-	struct process *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	struct counters *c;
-
-	if (!e) {
-		c = counters();
-		COUNT(c, records_lost);
-		return;
-	}
-	__builtin_memset(&e->ev, 0, sizeof(e->ev));
-	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
-	e->ev.kind = parent ? EVENT_FORK : EVENT_EXIT;
-	copy_proc(&e->proc, task);
-	if (parent)
-		copy_proc(&e->parent, parent);
-	else
-		no_proc(&e->parent);
-	bpf_ringbuf_submit(e, submit_flags());
 }
 
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
-	if (child->pid == child->tgid) /* else a thread */
-		emit_process(child, parent);
-	return 0;
-}
+	struct counters *c;
+	struct process *e;
 
-/* sched_process_exit would be too early: the exiting process has yet to close
- * its sockets. */
-SEC("tp_btf/sched_process_free")
-int BPF_PROG(process_free, struct task_struct *task)
-{
-	if (task->pid == task->tgid)
-		emit_process(task, NULL);
+	if (child->pid != child->tgid) /* a thread */
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return 0;
+	}
+	__builtin_memset(&e->ev, 0, sizeof(e->ev));
+	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
+	e->ev.kind = EVENT_FORK;
+	copy_proc(&e->proc, child);
+	copy_proc(&e->parent, parent);
+	bpf_ringbuf_submit(e, submit_flags());
 	return 0;
 }
 
@@ -576,9 +558,12 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 {
 	struct socket_row row = {};
 	struct tcp_sock *tp;
+	__u32 quiet;
 	__u8 state;
 
-	if (sk->sk_protocol != IPPROTO_TCP)
+	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
+	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
+	    (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
 		return;
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return;
@@ -594,8 +579,10 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	if (task)
 		copy_proc(&row.tr.proc, task);
 	row.fd = fd;
-	if (tp->rcv_tstamp)
-		row.quiet_ns = (__u64)((__u32)bpf_jiffies64() - tp->rcv_tstamp) * jiffy_ns;
+	/* Both are cut to whole jiffies: the difference may be one too large. */
+	quiet = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
+	if (tp->rcv_tstamp && quiet > 1)
+		row.quiet_ns = (quiet - 1) * jiffy_ns;
 	if (state == TCP_LISTEN) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
@@ -636,13 +623,5 @@ int dump_files(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	if (socket && socket->sk)
 		dump(ctx->meta->seq, socket->sk, task, ctx->fd);
-	return 0;
-}
-
-SEC("iter/bpf_map")
-int sample_clock(struct bpf_iter__bpf_map *ctx)
-{
-	clock_jiffies = bpf_jiffies64();
-	clock_ktime_ns = bpf_ktime_get_boot_ns();
 	return 0;
 }

@@ -11,11 +11,10 @@
 
 enum event_kind {
 	EVENT_TRANSITION = 1, /* struct transition */
-	EVENT_DESTROY = 2,    /* struct destroy: the last reference was dropped */
+	EVENT_DESTROY = 2,    /* struct event: the last reference was dropped */
 	EVENT_ACCEPT = 3,     /* struct accept */
 	EVENT_SOCKET = 4,     /* struct socket_row: found by an iterator */
 	EVENT_FORK = 5,       /* struct process */
-	EVENT_EXIT = 6,       /* struct process: its PID can be used again */
 };
 
 enum event_flags {
@@ -24,8 +23,9 @@ enum event_flags {
 	F_DEAD = 1 << 2,    /* SOCK_DEAD: close() was called */
 	F_DONE = 1 << 3,    /* SOCK_DONE: the peer's FIN has arrived */
 	F_EXITING = 1 << 4, /* current is exiting (PF_EXITING) */
-	F_KTHREAD = 1 << 5, /* current is a kernel thread: nobody's process */
-	F_LINGER0 = 1 << 6, /* SO_LINGER with a time of 0: close() resets */
+	F_KTHREAD = 1 << 5, /* current is nobody's process: a kernel thread, or the agent, whose
+			     * iterators hold files that their owners close meanwhile */
+	F_LINGER = 1 << 6,  /* SO_LINGER with a time: close() waits, and sets SOCK_DEAD late */
 	F_REPAIR = 1 << 7,  /* TCP_REPAIR: closes in silence */
 };
 
@@ -44,7 +44,7 @@ struct event {
  * or nobody's. comm is the thread group leader's, any bytes, NUL-padded. */
 struct proc {
 	__u32 pid;
-	__u32 tid;
+	__u32 _pad;
 	__u8 comm[16];
 };
 
@@ -65,23 +65,16 @@ struct transition {
 	__u64 received; /* payload bytes received, a received FIN included */
 };
 
-struct destroy {
-	struct event ev;
-	struct proc proc;
-};
-
 struct accept {
 	struct event ev;
 	struct proc proc;
-	__s32 fd; /* -1: not known */
-	__u32 _pad;
 };
 
 /* One descriptor of one process (proc.pid != 0 or fd >= 0), or a socket that
  * no descriptor was looked up for (fd -1). tr.ev.oldstate = newstate = state. */
 struct socket_row {
 	struct transition tr;
-	__u64 quiet_ns; /* since the last segment that carried an ACK; 0: unknown */
+	__u64 quiet_ns; /* at least so long since the last segment with an ACK; 0: unknown */
 	__s32 fd;
 	__u32 _pad;
 };
@@ -89,7 +82,7 @@ struct socket_row {
 struct process {
 	struct event ev; /* skaddr, cookie, netns: 0 */
 	struct proc proc;
-	struct proc parent; /* EVENT_FORK */
+	struct proc parent;
 };
 
 _Static_assert(sizeof(struct event) == 32, "wire");
@@ -97,8 +90,7 @@ _Static_assert(sizeof(struct proc) == 24, "wire");
 _Static_assert(sizeof(struct transition) == 128, "wire");
 _Static_assert(__builtin_offsetof(struct transition, laddr) == 64, "wire");
 _Static_assert(__builtin_offsetof(struct transition, listener) == 96, "wire");
-_Static_assert(sizeof(struct destroy) == 56, "wire");
-_Static_assert(sizeof(struct accept) == 64, "wire");
+_Static_assert(sizeof(struct accept) == 56, "wire");
 _Static_assert(sizeof(struct socket_row) == 144, "wire");
 _Static_assert(sizeof(struct process) == 80, "wire");
 

@@ -28,8 +28,10 @@ func lives(n int) (raw []byte, transitions int) {
 		le.PutUint64(r[16:], cookie)
 		le.PutUint32(r[24:], 4026531840)
 		r[28], r[29], r[30], r[31] = byte(kind), byte(old), byte(next), byte(flags)
-		le.PutUint32(r[32:], pid)
-		copy(r[40:], "storm")
+		if kind != events.Destroy {
+			le.PutUint32(r[32:], pid)
+			copy(r[40:], "storm")
+		}
 		if kind == events.Transition {
 			transitions++
 			le.PutUint16(r[56:], 2)
@@ -57,15 +59,15 @@ func lives(n int) (raw []byte, transitions int) {
 		tr(c, cc, events.SynSent, events.Established, events.HasSocket)
 		tr(s, cs, events.Listen, events.SynRecv, 0)
 		tr(s, cs, events.SynRecv, events.Established, 0)
-		event(events.Accept, 64, s, cs, 0, 0, 0, 7)
+		event(events.Accept, 56, s, cs, 0, 0, 0, 7)
 		tr(c, cc, events.Established, events.FinWait1, events.Owned|events.HasSocket)
 		tr(s, cs, events.Established, events.CloseWait, events.HasSocket|events.Done)
 		tr(c, cc, events.FinWait1, events.FinWait2, events.Dead)
 		tr(c, cc, events.FinWait2, events.Close, events.Dead)
-		event(events.Destroy, 56, c, cc, 0, 0, 0, 0)
+		event(events.Destroy, 32, c, cc, 0, 0, 0, 0)
 		tr(s, cs, events.CloseWait, events.LastAck, events.Owned|events.HasSocket|events.Done)
 		tr(s, cs, events.LastAck, events.Close, events.Dead|events.Done)
-		event(events.Destroy, 56, s, cs, 0, 0, 0, 0)
+		event(events.Destroy, 32, s, cs, 0, 0, 0, 0)
 	}
 	if err := w.Flush(); err != nil {
 		panic(err)
@@ -88,7 +90,7 @@ func BenchmarkReplay(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		out := newSink(null)
-		out.patient = true
+		out.patience = b.Context().Done()
 		p := newPipeline(cfg, out)
 		if err := recording.Replay(bytes.NewReader(raw), &player{pipeline: p, ctx: b.Context()}); err != nil {
 			b.Fatal(err)

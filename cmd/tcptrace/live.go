@@ -214,9 +214,9 @@ func (r *runner) family(proc procinfo.FS) error {
 	byPid := map[uint32]events.Proc{}
 	var raw []byte
 	for _, p := range all {
-		child := events.Proc{Pid: p.Pid, Tid: p.Pid, Comm: events.MakeComm(p.Comm)}
+		child := events.Proc{Pid: p.Pid, Comm: events.MakeComm(p.Comm)}
 		byPid[p.Pid] = child
-		raw = events.AppendProcess(raw[:0], events.Fork, ktime, child, byPid[p.Ppid])
+		raw = events.AppendFork(raw[:0], ktime, child, byPid[p.Ppid])
 		if err := r.sink.Event(raw); err != nil {
 			return err
 		}

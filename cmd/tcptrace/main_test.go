@@ -41,7 +41,7 @@ type wire struct {
 	Ktime, Skaddr, Cookie uint64
 	Netns                 uint32
 	Kind, Old, New, Flags uint8
-	Pid, Tid              uint32
+	Pid, _                uint32
 	Comm                  events.Comm
 	Family, Lport, Rport  uint16
 	Shutdown, _           uint8
@@ -55,7 +55,7 @@ type wire struct {
 
 // raw returns the record as the kernel side writes it.
 func (w wire) raw() []byte {
-	size := map[events.Kind]int{events.Transition: 128, events.Destroy: 56, events.Accept: 64, events.Socket: 144}
+	size := map[events.Kind]int{events.Transition: 128, events.Destroy: 32, events.Accept: 56, events.Socket: 144}
 	b, err := binary.Append(nil, binary.LittleEndian, &w)
 	if err != nil {
 		panic(err)
@@ -74,7 +74,7 @@ type sock struct {
 // client returns a socket of process alpha, with a peer.
 func client(n uint64) *sock {
 	return &sock{at: 1e9, wire: wire{
-		Skaddr: n, Cookie: n, Netns: 4026531840, Pid: 100, Tid: 100, Comm: events.MakeComm("alpha"), Family: 2,
+		Skaddr: n, Cookie: n, Netns: 4026531840, Pid: 100, Comm: events.MakeComm("alpha"), Family: 2,
 		Laddr: addr("10.0.0.1"), Lport: uint16(40000 + n%20000), Raddr: addr("192.0.2.1"), Rport: 443,
 	}}
 }
@@ -85,7 +85,7 @@ func (s *sock) step(old, next events.State, flags events.Flags) []byte {
 	w := s.wire
 	w.Ktime, w.Kind, w.Old, w.New, w.Flags = s.at, uint8(events.Transition), uint8(old), uint8(next), uint8(flags)
 	if flags&events.Owned == 0 {
-		w.Pid, w.Tid, w.Comm = 0, 0, events.Comm{}
+		w.Pid, w.Comm = 0, events.Comm{}
 	}
 	return w.raw()
 }
@@ -134,7 +134,7 @@ func passiveClose(s *sock) [][]byte {
 // listener included.
 func sample(t testing.TB) []byte {
 	beta := client(2)
-	beta.Pid, beta.Tid, beta.Comm, beta.Family = 200, 200, events.MakeComm("beta"), 10
+	beta.Pid, beta.Comm, beta.Family = 200, events.MakeComm("beta"), 10
 	beta.Laddr, beta.Lport, beta.Raddr, beta.Rport, beta.Netns = addr("2001:db8::1"), 8080, addr("2001:db8::2"), 50000, 4026532000
 	all := append(client(1).activeClose(), passiveClose(beta)...)
 	return record(t, func(w *recording.Writer) error {

@@ -52,8 +52,8 @@ func newPipeline(cfg *config, out *sink) *pipeline {
 // begin prints what stands above the records, once it is certain that there will
 // be some.
 func (p *pipeline) begin() {
-	if p.cfg.text {
-		p.out.put(append(p.out.wait(), text.Header...))
+	if b, ok := p.out.room(); ok && p.cfg.text {
+		p.out.put(append(b, text.Header...))
 	}
 }
 
@@ -142,18 +142,21 @@ func (p *pipeline) Socket(s *aggregate.Socket) bool {
 // of Books; what they count and the ring buffer still holds is not seen yet.
 func (p *pipeline) stats() aggregate.Stats {
 	c, k := p.tracker.Counts(), &p.books
+	// What the second program found to do was skipped, or done twice.
+	rescued := k.Rescued - min(k.Rescued, c.Duplicates)
+	escaped := k.Skipped - min(k.Skipped, rescued)
 	s := aggregate.Stats{
 		Ktime:       p.ktime,
 		Delivered:   c.Delivered,
 		Filtered:    k.Filtered,
 		RecordsLost: k.RecordsLost,
 		Records:     p.records,
-		Unprinted:   p.shed,
+		Unprinted:   p.shed + c.Shed,
 		Tracked:     c.Tracked,
 		Probes:      p.probes,
 		Lost: aggregate.Lost{
 			RingFull:  k.RingFull,
-			Nested:    k.Escaped,
+			Nested:    escaped,
 			TableFull: c.TableFull,
 			Decode:    p.decode,
 		},
@@ -189,8 +192,11 @@ func (p *pipeline) tryStats() {
 
 // printStats prints the books, whatever was shed before.
 func (p *pipeline) printStats() {
-	if p.cfg.print["stats"] {
-		p.putStats(p.out.wait())
+	if !p.cfg.print["stats"] {
+		return
+	}
+	if b, ok := p.out.last(); ok {
+		p.putStats(b)
 	}
 }
 

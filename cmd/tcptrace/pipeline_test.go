@@ -53,7 +53,7 @@ func TestWhatABlockedReaderShedsIsCounted(t *testing.T) {
 	p.tryStats() // must not wait
 
 	got := drain(r)
-	out.wait()
+	enough(t, out)
 	take(t, p, life[3], life[4])
 	late := client(refused)
 	late.at += 1e6
@@ -146,7 +146,7 @@ func stories() []story {
 				scanned(t, p)
 				life := client(1).activeClose()
 				take(t, p, life[0], life[1], life[3], life[4])
-				return events.Books{Seen: 4, Escaped: 1}
+				return events.Books{Seen: 4, Skipped: 1}
 			},
 		},
 		{
@@ -197,7 +197,7 @@ func stories() []story {
 				one, two := client(1).activeClose(), client(2).activeClose()
 				two[4][29] = 0                                                                     // no such state
 				take(t, p, one[0], one[0], two[0], one[1], two[1], two[3], one[3], two[4], one[4]) // one[2], two[2] missed
-				return events.Books{Seen: 112, Filtered: 100, RingFull: 3, Escaped: 1}
+				return events.Books{Seen: 112, Filtered: 100, RingFull: 3, Skipped: 1}
 			},
 		},
 		{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,6 +12,7 @@ import (
 const (
 	chunkBytes = 128 << 10
 	chunks     = 64 // 8 MiB between the tracker and a reader that is slow
+	stuckAfter = 3 * time.Second
 )
 
 // sink writes lines to a file that may block, a pipe to a slow reader, without
@@ -23,8 +25,9 @@ type sink struct {
 	over chan struct{} // closed when the writer has stopped
 	err  error         // of the writer, once over is closed
 	bad  atomic.Bool   // a write has failed
+	done atomic.Uint64 // buffers that were written
 
-	patient bool // room waits instead of refusing
+	patience <-chan struct{} // if set, room waits instead of refusing, until this is closed
 }
 
 func newSink(f *os.File) *sink {
@@ -51,24 +54,32 @@ func (s *sink) write() {
 				s.bad.Store(true)
 			}
 		}
+		s.done.Add(1)
 		s.free <- b[:0]
 	}
 }
 
 // room returns a buffer to append a line to, for put; or false if there is none.
 func (s *sink) room() ([]byte, bool) {
-	if s.cur != nil || s.patient {
-		return s.wait(), true
+	if s.cur != nil {
+		return s.cur, true
 	}
 	select {
 	case s.cur = <-s.free:
-		if s.cur == nil {
-			s.cur = make([]byte, 0, chunkBytes)
-		}
-		return s.cur, true
 	default:
-		return nil, false
+		if s.patience == nil {
+			return nil, false
+		}
+		select {
+		case s.cur = <-s.free:
+		case <-s.patience:
+			return nil, false
+		}
 	}
+	if s.cur == nil {
+		s.cur = make([]byte, 0, chunkBytes)
+	}
+	return s.cur, true
 }
 
 // put takes the buffer back, with a line appended.
@@ -87,22 +98,51 @@ func (s *sink) flush() {
 	}
 }
 
-// wait is room for a record that must not be shed.
-func (s *sink) wait() []byte {
-	if s.cur == nil {
-		if s.cur = <-s.free; s.cur == nil {
-			s.cur = make([]byte, 0, chunkBytes)
-		}
+// last is room for a record that must not be shed; or false if the reader has
+// stopped reading.
+func (s *sink) last() ([]byte, bool) {
+	if s.cur == nil && s.stuck(func() bool { return len(s.free) > 0 }) {
+		return nil, false
 	}
-	return s.cur
+	return s.room()
 }
 
-// close waits until everything is written, and returns the error of the file.
-// That the reader has gone is none.
+// stuck waits for done, for as long as something is being written. A reader that
+// is slow gets all there is; one that has stopped must not keep a run from its
+// end.
+func (s *sink) stuck(done func() bool) bool {
+	const step = 10 * time.Millisecond
+	written, idle := s.done.Load(), time.Duration(0)
+	for !done() {
+		if idle >= stuckAfter {
+			return true
+		}
+		time.Sleep(step)
+		idle += step
+		if n := s.done.Load(); n != written {
+			written, idle = n, 0
+		}
+	}
+	return false
+}
+
+var errStuck = errors.New("stdout takes no more: its reader has stopped reading")
+
+// close waits until everything is written, and returns the error of the file:
+// errStuck if it cannot be. That the reader has gone is none.
 func (s *sink) close() error {
 	s.flush()
 	close(s.full)
-	<-s.over
+	if s.stuck(func() bool {
+		select {
+		case <-s.over:
+			return true
+		default:
+			return false
+		}
+	}) {
+		return errStuck
+	}
 	if errors.Is(s.err, unix.EPIPE) {
 		return nil
 	}

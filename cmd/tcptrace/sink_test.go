@@ -53,6 +53,16 @@ func drain(r *os.File) <-chan []byte {
 	return all
 }
 
+// enough is room, as the last record of a run gets it.
+func enough(t *testing.T, s *sink) []byte {
+	t.Helper()
+	b, ok := s.last()
+	if !ok {
+		t.Fatal("got no room for the last record, want some")
+	}
+	return b
+}
+
 func TestASinkRefusesInsteadOfBlockingAndLosesNothingThatItTook(t *testing.T) {
 	guard(t)
 	r, w := pipe(t)
@@ -68,7 +78,7 @@ func TestASinkRefusesInsteadOfBlockingAndLosesNothingThatItTook(t *testing.T) {
 
 	got := drain(r)
 	last := []byte("the last\n")
-	s.put(append(s.wait(), last...)) // wait gets through once there is a reader
+	s.put(append(enough(t, s), last...)) // gets through once there is a reader
 	check(t, s.close())
 	check(t, w.Close())
 	if b := <-got; !bytes.Equal(b, append(want, last...)) {
@@ -83,7 +93,7 @@ func TestASinkHasRoomAgainOnceItsReaderHasRead(t *testing.T) {
 	want := fill(t, s)
 	got := drain(r)
 	for range 3 {
-		s.put(append(s.wait(), "on\n"...))
+		s.put(append(enough(t, s), "on\n"...))
 		want = append(want, "on\n"...)
 		if _, ok := s.room(); !ok {
 			t.Error("got no room in a buffer that is not full, want some")
@@ -106,7 +116,7 @@ func TestWhatIsFlushedArrivesByteForByte(t *testing.T) {
 		s := newSink(f)
 		var want []byte
 		for n := range 3000 {
-			s.put(append(s.wait(), line(n)...))
+			s.put(append(enough(t, s), line(n)...))
 			want = append(want, line(n)...)
 			if n%every == 0 {
 				s.flush()
@@ -128,7 +138,7 @@ func TestALineThatIsLargerThanABufferArrives(t *testing.T) {
 	got := drain(r)
 	s := newSink(w)
 	want := append(bytes.Repeat([]byte("x"), 3*chunkBytes), '\n')
-	s.put(append(s.wait(), want...))
+	s.put(append(enough(t, s), want...))
 	check(t, s.close())
 	check(t, w.Close())
 	if b := <-got; !bytes.Equal(b, want) {
@@ -142,7 +152,7 @@ func TestAReaderThatHasGoneIsNoErrorAndBlocksNobody(t *testing.T) {
 	check(t, r.Close())
 	s := newSink(w)
 	for n := range 4 * chunks { // more than all buffers
-		s.put(append(s.wait(), bytes.Repeat([]byte("x"), chunkBytes)...))
+		s.put(append(enough(t, s), bytes.Repeat([]byte("x"), chunkBytes)...))
 		if n == 0 {
 			s.flush()
 		}
@@ -164,7 +174,7 @@ func TestAFullDiskIsAnError(t *testing.T) {
 	if s.broken() {
 		t.Error("broken before anything is written: got true, want false")
 	}
-	s.put(append(s.wait(), "x\n"...))
+	s.put(append(enough(t, s), "x\n"...))
 	if err := s.close(); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("close: got error %v, want %v", err, unix.ENOSPC)
 	}
@@ -199,5 +209,48 @@ func TestAFileAndASinkholeAreNotBroken(t *testing.T) {
 		}
 		check(t, s.close())
 		check(t, f.Close())
+	}
+}
+
+func TestAReaderThatHasStoppedKeepsNoRunFromItsEnd(t *testing.T) {
+	t.Parallel() // it waits
+	guard(t)
+	_, w := pipe(t)
+	s := newSink(w)
+	fill(t, s)
+	if b, ok := s.last(); ok {
+		t.Errorf("got room of %d bytes for the last record, want none", len(b))
+	}
+	if err := s.close(); !errors.Is(err, errStuck) {
+		t.Errorf("close: got error %v, want %v", err, errStuck)
+	}
+}
+
+func TestAPatientSinkWaitsForItsReaderUntilItIsToldNotTo(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	want := fill(t, s)
+	stop := make(chan struct{})
+	s.patience = stop
+	got := drain(r)
+	b, ok := s.room()
+	if !ok {
+		t.Fatal("got no room from a sink that has a reader, want some")
+	}
+	s.put(append(b, "on\n"...))
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, append(want, "on\n"...)) {
+		t.Errorf("got %d bytes, want %d", len(b), len(want)+3)
+	}
+
+	_, w = pipe(t)
+	s = newSink(w)
+	fill(t, s)
+	s.patience = stop
+	close(stop)
+	if b, ok := s.room(); ok {
+		t.Errorf("got room of %d bytes, want none", len(b))
 	}
 }

@@ -51,7 +51,10 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	}
 	// The writer's error comes first: a run that has ended because nothing
 	// more could be written has no other.
-	if werr := out.close(); werr != nil {
+	switch werr := out.close(); {
+	case errors.Is(werr, errStuck):
+		log.Warn("the last records were not printed", zap.Error(werr))
+	case werr != nil:
 		err, whole = fmt.Errorf("write records: %w", werr), false
 	}
 	if whole {
@@ -76,7 +79,7 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 	}
 	defer func() { _ = f.Close() }()
 	p.begin()
-	p.out.patient = true // a recording can wait for a slow reader
+	p.out.patience = ctx.Done() // a recording can wait for a slow reader
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
 	switch {
 	case errors.Is(err, errStop):

@@ -309,9 +309,14 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendName(b, p.Facility)
+		// Of a recording, these may be anything.
+		b = appendString(b, []byte(p.Facility))
 		b = append(b, ':')
-		b = appendName(b, p.Variant)
+		if p.Variant == "" {
+			b = append(b, "null"...)
+		} else {
+			b = appendString(b, []byte(p.Variant))
+		}
 	}
 	return append(b, '}', '}', '\n')
 }

@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // The inode number of the initial PID namespace (PROC_PID_INIT_INO).
@@ -42,6 +43,8 @@ func configure(spec *ebpf.CollectionSpec, cfg Config) error {
 	}
 	for name, value := range map[string]any{
 		tcptraceVarPidnsInum:    pidns,
+		tcptraceVarSelfPid:      uint32(os.Getpid()),
+		tcptraceVarJiffyNs:      jiffy(),
 		tcptraceVarWakeupBytes:  uint64(cfg.RingBytes / 8),
 		tcptraceVarFilterNetns:  f.Netns,
 		tcptraceVarFilterFamily: family,
@@ -70,6 +73,16 @@ func pidNamespace() (uint32, error) {
 		return 0, nil
 	}
 	return uint32(st.Ino), nil
+}
+
+// jiffy returns the length of a jiffy in ns: the coarse clocks tick with it. 0
+// if that is not known; the ages of sockets then are not either.
+func jiffy() uint64 {
+	var res unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &res); err != nil {
+		return 0
+	}
+	return uint64(res.Nano())
 }
 
 func portSet(ports []uint16) [65536 / 8]byte {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -29,7 +30,7 @@ const maxBatch = 4096
 type Config struct {
 	Filter    *aggregate.Filter // what can be decided in the kernel is
 	RingBytes int               // a power of two and a multiple of the page size
-	Processes bool              // hand over Fork and Exit records
+	Processes bool              // hand over Fork records
 	BTF       string            // file with the kernel's types; "": the kernel's own
 }
 
@@ -52,13 +53,10 @@ type Probe struct {
 	variants []Variant
 
 	setState *ebpf.Program
-	nested   *ebpf.Program // nil if refused
-	tcp      *link.Iter    // nil if refused
-	files    *link.Iter    // nil if refused
-	clock    *link.Iter    // nil if refused
-	misses   uint64        // recursion misses of set_state at the last Books
+	tcp      *link.Iter // nil if refused
+	files    *link.Iter // nil if refused
+	skipped  uint64     // runs of set_state, at the last Books
 	netns    uint32
-	began    clockSample
 }
 
 // Open loads the programs and attaches them. Events gather in the ring buffer
@@ -102,17 +100,13 @@ func (p *Probe) open(l *loader, cfg Config) error {
 		return fmt.Errorf("ring buffer: %w", err)
 	}
 
-	p.clock = p.iterator(l, "clock", tcptraceProgSampleClock)
-	p.began, _ = p.sampleClock()
 	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
 	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
 	if cfg.Processes {
-		p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork, tcptraceProgProcessFree})
+		p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork})
 	}
-	p.trace(l, "accept",
-		variant{"fexit", tcptraceProgAcceptExit, ""},
-		variant{"sys_exit", tcptraceProgAcceptSyscall, ""})
-	p.trace(l, "destroy", variant{"tp_btf", tcptraceProgDestroySock, ""})
+	p.trace(l, "accept", variant{"fexit", tcptraceProgAcceptExit}, variant{"sys_exit", tcptraceProgAcceptSyscall})
+	p.trace(l, "destroy", variant{"tp_btf", tcptraceProgDestroySock})
 
 	// Last, so that no transition comes before what explains it can; and
 	// set_state before set_state_nested, which relies on that order. They are
@@ -123,54 +117,45 @@ func (p *Probe) open(l *loader, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("attach tp_btf/inet_sock_set_state: %w", err)
 	}
+	p.links = append(p.links, first)
 	p.variants = append(p.variants, Variant{Facility: "transitions", Name: "tp_btf"})
-	p.nested = p.trace(l, "nested", variant{"tp_btf", tcptraceProgSetStateNested, ""})
-	p.links = append([]link.Link{first}, p.links...)
-	if p.nested != nil {
-		last := len(p.links) - 1
-		p.links = append([]link.Link{p.links[last]}, p.links[:last]...)
-	}
+	p.trace(l, "nested", variant{"tp_btf", tcptraceProgSetStateNested})
+	slices.Reverse(p.links)
 	return nil
 }
 
-// variant is one way to provide a facility: one program, or two.
+// variant is one way to provide a facility.
 type variant struct {
-	name, prog, prog2 string
+	name, prog string
 }
 
-// trace attaches the first variant that the kernel takes, and returns its
-// program, or nil.
-func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Program {
-	var refused []error
+// trace attaches the first variant that the kernel takes.
+func (p *Probe) trace(l *loader, facility string, ways ...variant) {
+	v := Variant{Facility: facility}
 	for _, w := range ways {
-		prog, err := p.attach(l, w.prog)
-		if err == nil && w.prog2 != "" {
-			_, err = p.attach(l, w.prog2)
-		}
+		err := p.attach(l, w.prog)
 		if err == nil {
-			p.variants = append(p.variants, Variant{Facility: facility, Name: w.name, Err: errors.Join(refused...)})
-			return prog
+			v.Name = w.name
+			break
 		}
-		refused = append(refused, fmt.Errorf("%s: %w", w.name, err))
+		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))
 	}
-	p.variants = append(p.variants, Variant{Facility: facility, Err: errors.Join(refused...)})
-	return nil
+	p.variants = append(p.variants, v)
 }
 
-func (p *Probe) attach(l *loader, name string) (*ebpf.Program, error) {
+func (p *Probe) attach(l *loader, name string) error {
 	coll, err := l.load(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	prog := coll.Programs[name]
-	lnk, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	lnk, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
 	if err != nil {
 		coll.Close()
-		return nil, err
+		return err
 	}
 	p.others = append(p.others, coll)
 	p.links = append(p.links, lnk)
-	return prog, nil
+	return nil
 }
 
 func (p *Probe) iterator(l *loader, facility, name string) *link.Iter {
@@ -279,7 +264,7 @@ func (p *Probe) Drain(f func(raw []byte) error) error {
 // Close gives everything back. It may be called on a Probe that is half open.
 func (p *Probe) Close() {
 	_ = p.Detach()
-	for _, it := range []*link.Iter{p.tcp, p.files, p.clock} {
+	for _, it := range []*link.Iter{p.tcp, p.files} {
 		if it != nil {
 			_ = it.Close()
 		}
@@ -302,18 +287,17 @@ func (p *Probe) Books() (events.Books, error) {
 		return events.Books{}, fmt.Errorf("read counters: %w", err)
 	}
 	var b events.Books
-	var rescued uint64
 	for _, c := range perCPU {
 		b.Seen += c.Seen
 		b.Filtered += c.Filtered
 		b.RingFull += c.RingFull
 		b.RecordsLost += c.RecordsLost
-		rescued += c.Rescued
+		b.Rescued += c.Rescued
 	}
 	// The kernel counts the runs that it skipped; before 5.12 it skipped none.
 	if st, err := p.setState.Stats(); err == nil {
-		p.misses = st.RecursionMisses
+		p.skipped = st.RecursionMisses
 	}
-	b.Escaped = max(p.misses, rescued) - rescued
+	b.Skipped = p.skipped
 	return b, nil
 }

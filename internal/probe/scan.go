@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -25,7 +23,6 @@ import (
 // them come the records of the ring buffer, in the order of time. It reports
 // whether it reached every network namespace.
 func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
-	p.calibrate()
 	if err := p.Descriptors(f); err != nil {
 		return false, err
 	}
@@ -37,11 +34,17 @@ func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 		return false, err
 	}
 	complete = true
+	own := inodeOf(ownNetns)
 	for inode, path := range paths {
 		if p.netns != 0 && inode != p.netns {
 			continue
 		}
-		err := inNetns(path, func() error { return p.readRows(p.tcp, f) })
+		var err error
+		if inode == own { // needs no privilege
+			err = p.readRows(p.tcp, f)
+		} else {
+			err = inNetns(path, func() error { return p.readRows(p.tcp, f) })
+		}
 		switch {
 		case errors.Is(err, os.ErrNotExist): // gone, with its sockets
 		case errors.Is(err, os.ErrPermission):
@@ -87,19 +90,27 @@ func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
 	}
 }
 
+const ownNetns = "/proc/self/ns/net"
+
+// inodeOf returns 0 for a file that is not there.
+func inodeOf(path string) uint32 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	return uint32(st.Ino)
+}
+
 // netNamespaces finds the network namespaces that a process is in or that are
 // mounted somewhere (ip netns, container runtimes), by inode number.
 func netNamespaces() (map[uint32]string, error) {
 	found := map[uint32]string{}
 	add := func(path string) {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil {
-			if _, ok := found[uint32(st.Ino)]; !ok {
-				found[uint32(st.Ino)] = path
-			}
+		if inode := inodeOf(path); inode != 0 && found[inode] == "" {
+			found[inode] = path
 		}
 	}
-	add("/proc/self/ns/net")
+	add(ownNetns)
 	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil {
 		return nil, err
@@ -140,57 +151,6 @@ func inNetns(path string, f func() error) error {
 		done <- f()
 	}()
 	return <-done
-}
-
-// clockSample is the kernel's two clocks at one moment.
-type clockSample struct {
-	jiffies, ktime uint64
-}
-
-func (p *Probe) sampleClock() (clockSample, error) {
-	var s clockSample
-	if p.clock == nil {
-		return s, errors.ErrUnsupported
-	}
-	r, err := p.clock.Open()
-	if err != nil {
-		return s, err
-	}
-	_, err = io.Copy(io.Discard, r)
-	_ = r.Close()
-	if err == nil {
-		err = p.core.Variables[tcptraceVarClockJiffies].Get(&s.jiffies)
-	}
-	if err == nil {
-		err = p.core.Variables[tcptraceVarClockKtimeNs].Get(&s.ktime)
-	}
-	return s, err
-}
-
-// calibrate tells the dump programs how long a jiffy is. The kernel does not
-// export HZ; two samples 100 ms apart tell the values in use apart. Without it
-// the ages of sockets stay unknown.
-func (p *Probe) calibrate() {
-	if p.began.ktime == 0 {
-		return
-	}
-	now, err := p.sampleClock()
-	if err != nil {
-		return
-	}
-	if short := 100*time.Millisecond - time.Duration(now.ktime-p.began.ktime); short > 0 {
-		time.Sleep(short)
-		if now, err = p.sampleClock(); err != nil {
-			return
-		}
-	}
-	measured := float64(now.jiffies-p.began.jiffies) * 1e9 / float64(now.ktime-p.began.ktime)
-	for _, hz := range []float64{100, 250, 300, 1000} {
-		if math.Abs(measured-hz) < hz/12 {
-			_ = p.core.Variables[tcptraceVarJiffyNs].Set(uint64(1e9 / hz))
-			return
-		}
-	}
 }
 
 // Clock returns the kernel's clock (CLOCK_BOOTTIME, ns), and what to add to it

@@ -14,26 +14,14 @@ import (
 )
 
 type tcptraceAccept struct {
-	_  structs.HostLayout
-	Ev struct {
-		_        structs.HostLayout
-		KtimeNs  uint64
-		Skaddr   uint64
-		Cookie   uint64
-		Netns    uint32
-		Kind     uint8
-		Oldstate uint8
-		Newstate uint8
-		Flags    uint8
-	}
+	_    structs.HostLayout
+	Ev   tcptraceEvent
 	Proc struct {
 		_    structs.HostLayout
 		Pid  uint32
-		Tid  uint32
+		Pad  uint32
 		Comm [16]uint8
 	}
-	Fd  int32
-	Pad uint32
 }
 
 type tcptraceCounters struct {
@@ -45,25 +33,16 @@ type tcptraceCounters struct {
 	RecordsLost uint64
 }
 
-type tcptraceDestroy struct {
-	_  structs.HostLayout
-	Ev struct {
-		_        structs.HostLayout
-		KtimeNs  uint64
-		Skaddr   uint64
-		Cookie   uint64
-		Netns    uint32
-		Kind     uint8
-		Oldstate uint8
-		Newstate uint8
-		Flags    uint8
-	}
-	Proc struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Tid  uint32
-		Comm [16]uint8
-	}
+type tcptraceEvent struct {
+	_        structs.HostLayout
+	KtimeNs  uint64
+	Skaddr   uint64
+	Cookie   uint64
+	Netns    uint32
+	Kind     uint8
+	Oldstate uint8
+	Newstate uint8
+	Flags    uint8
 }
 
 type tcptraceLast struct {
@@ -73,28 +52,18 @@ type tcptraceLast struct {
 }
 
 type tcptraceProcess struct {
-	_  structs.HostLayout
-	Ev struct {
-		_        structs.HostLayout
-		KtimeNs  uint64
-		Skaddr   uint64
-		Cookie   uint64
-		Netns    uint32
-		Kind     uint8
-		Oldstate uint8
-		Newstate uint8
-		Flags    uint8
-	}
+	_    structs.HostLayout
+	Ev   tcptraceEvent
 	Proc struct {
 		_    structs.HostLayout
 		Pid  uint32
-		Tid  uint32
+		Pad  uint32
 		Comm [16]uint8
 	}
 	Parent struct {
 		_    structs.HostLayout
 		Pid  uint32
-		Tid  uint32
+		Pad  uint32
 		Comm [16]uint8
 	}
 }
@@ -114,22 +83,12 @@ type tcptraceSocketRow struct {
 }
 
 type tcptraceTransition struct {
-	_  structs.HostLayout
-	Ev struct {
-		_        structs.HostLayout
-		KtimeNs  uint64
-		Skaddr   uint64
-		Cookie   uint64
-		Netns    uint32
-		Kind     uint8
-		Oldstate uint8
-		Newstate uint8
-		Flags    uint8
-	}
+	_    structs.HostLayout
+	Ev   tcptraceEvent
 	Proc struct {
 		_    structs.HostLayout
 		Pid  uint32
-		Tid  uint32
+		Pad  uint32
 		Comm [16]uint8
 	}
 	Family   uint16
@@ -161,12 +120,8 @@ const (
 	tcptraceProgDumpFiles       = "dump_files"
 	tcptraceProgDumpTcp         = "dump_tcp"
 	tcptraceProgProcessFork     = "process_fork"
-	tcptraceProgProcessFree     = "process_free"
-	tcptraceProgSampleClock     = "sample_clock"
 	tcptraceProgSetState        = "set_state"
 	tcptraceProgSetStateNested  = "set_state_nested"
-	tcptraceVarClockJiffies     = "clock_jiffies"
-	tcptraceVarClockKtimeNs     = "clock_ktime_ns"
 	tcptraceVarFilterFamily     = "filter_family"
 	tcptraceVarFilterLport      = "filter_lport"
 	tcptraceVarFilterNetns      = "filter_netns"
@@ -176,8 +131,9 @@ const (
 	tcptraceVarLports           = "lports"
 	tcptraceVarPidnsInum        = "pidns_inum"
 	tcptraceVarRports           = "rports"
+	tcptraceVarSelfPid          = "self_pid"
 	tcptraceVarUnusedAccept     = "unused_accept"
-	tcptraceVarUnusedDestroy    = "unused_destroy"
+	tcptraceVarUnusedEvent      = "unused_event"
 	tcptraceVarUnusedProcess    = "unused_process"
 	tcptraceVarUnusedSocketRow  = "unused_socket_row"
 	tcptraceVarUnusedTransition = "unused_transition"
@@ -232,8 +188,6 @@ type tcptraceProgramSpecs struct {
 	DumpFiles      *ebpf.ProgramSpec `ebpf:"dump_files"`
 	DumpTcp        *ebpf.ProgramSpec `ebpf:"dump_tcp"`
 	ProcessFork    *ebpf.ProgramSpec `ebpf:"process_fork"`
-	ProcessFree    *ebpf.ProgramSpec `ebpf:"process_free"`
-	SampleClock    *ebpf.ProgramSpec `ebpf:"sample_clock"`
 	SetState       *ebpf.ProgramSpec `ebpf:"set_state"`
 	SetStateNested *ebpf.ProgramSpec `ebpf:"set_state_nested"`
 }
@@ -253,8 +207,6 @@ type tcptraceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceVariableSpecs struct {
-	ClockJiffies     *ebpf.VariableSpec `ebpf:"clock_jiffies"`
-	ClockKtimeNs     *ebpf.VariableSpec `ebpf:"clock_ktime_ns"`
 	FilterFamily     *ebpf.VariableSpec `ebpf:"filter_family"`
 	FilterLport      *ebpf.VariableSpec `ebpf:"filter_lport"`
 	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
@@ -264,8 +216,9 @@ type tcptraceVariableSpecs struct {
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
 	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
 	Rports           *ebpf.VariableSpec `ebpf:"rports"`
+	SelfPid          *ebpf.VariableSpec `ebpf:"self_pid"`
 	UnusedAccept     *ebpf.VariableSpec `ebpf:"unused_accept"`
-	UnusedDestroy    *ebpf.VariableSpec `ebpf:"unused_destroy"`
+	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.VariableSpec `ebpf:"unused_socket_row"`
 	UnusedTransition *ebpf.VariableSpec `ebpf:"unused_transition"`
@@ -313,8 +266,6 @@ func (m *tcptraceMaps) Close() error {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceVariables struct {
-	ClockJiffies     *ebpf.Variable `ebpf:"clock_jiffies"`
-	ClockKtimeNs     *ebpf.Variable `ebpf:"clock_ktime_ns"`
 	FilterFamily     *ebpf.Variable `ebpf:"filter_family"`
 	FilterLport      *ebpf.Variable `ebpf:"filter_lport"`
 	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
@@ -324,8 +275,9 @@ type tcptraceVariables struct {
 	Lports           *ebpf.Variable `ebpf:"lports"`
 	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
 	Rports           *ebpf.Variable `ebpf:"rports"`
+	SelfPid          *ebpf.Variable `ebpf:"self_pid"`
 	UnusedAccept     *ebpf.Variable `ebpf:"unused_accept"`
-	UnusedDestroy    *ebpf.Variable `ebpf:"unused_destroy"`
+	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.Variable `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.Variable `ebpf:"unused_socket_row"`
 	UnusedTransition *ebpf.Variable `ebpf:"unused_transition"`
@@ -342,8 +294,6 @@ type tcptracePrograms struct {
 	DumpFiles      *ebpf.Program `ebpf:"dump_files"`
 	DumpTcp        *ebpf.Program `ebpf:"dump_tcp"`
 	ProcessFork    *ebpf.Program `ebpf:"process_fork"`
-	ProcessFree    *ebpf.Program `ebpf:"process_free"`
-	SampleClock    *ebpf.Program `ebpf:"sample_clock"`
 	SetState       *ebpf.Program `ebpf:"set_state"`
 	SetStateNested *ebpf.Program `ebpf:"set_state_nested"`
 }
@@ -356,8 +306,6 @@ func (p *tcptracePrograms) Close() error {
 		p.DumpFiles,
 		p.DumpTcp,
 		p.ProcessFork,
-		p.ProcessFree,
-		p.SampleClock,
 		p.SetState,
 		p.SetStateNested,
 	)

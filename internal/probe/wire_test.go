@@ -26,7 +26,7 @@ var addr = func(last byte) [16]uint8 { return [16]uint8{0x20, 0x01, 0x0d, 0xb8, 
 func wireTransition(kind uint8) (w tcptraceTransition) {
 	w.Ev.KtimeNs, w.Ev.Skaddr, w.Ev.Cookie, w.Ev.Netns = 1<<40+1, 1<<63+2, 1<<41+3, 4
 	w.Ev.Kind, w.Ev.Oldstate, w.Ev.Newstate, w.Ev.Flags = kind, 5, 6, 0xa7
-	w.Proc.Pid, w.Proc.Tid, w.Proc.Comm = 8, 9, [16]uint8{'n', 'g', 'i', 'n', 'x'}
+	w.Proc.Pid, w.Proc.Comm = 8, [16]uint8{'n', 'g', 'i', 'n', 'x'}
 	w.Family, w.Lport, w.Rport, w.Shutdown = 10, 11, 12, 3
 	w.Laddr, w.Raddr = addr(1), addr(2)
 	w.Listener, w.Err, w.Unread, w.Sent, w.Received = 1<<42+13, 14, 15, 1<<43+16, 1<<44+17
@@ -37,7 +37,7 @@ func decodedTransition(kind events.Kind) events.Event {
 	return events.Event{
 		Ktime: 1<<40 + 1, Skaddr: 1<<63 + 2, Cookie: 1<<41 + 3, Netns: 4,
 		Kind: kind, Old: 5, New: 6, Flags: 0xa7,
-		Proc:     events.Proc{Pid: 8, Tid: 9, Comm: events.MakeComm("nginx")},
+		Proc:     events.Proc{Pid: 8, Comm: events.MakeComm("nginx")},
 		Lport:    11,
 		Rport:    12,
 		Shutdown: 3,
@@ -49,11 +49,10 @@ func decodedTransition(kind events.Kind) events.Event {
 }
 
 func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
-	var destroy tcptraceDestroy
-	destroy.Ev.Kind, destroy.Ev.Cookie, destroy.Proc.Pid = 2, 3, 4
+	destroy := tcptraceEvent{Kind: 2, Cookie: 3, Flags: 4}
 
 	var accept tcptraceAccept
-	accept.Ev.Kind, accept.Proc.Tid, accept.Fd = 3, 5, 6
+	accept.Ev.Kind, accept.Ev.Skaddr, accept.Proc.Pid = 3, 5, 6
 
 	row := tcptraceSocketRow{Tr: wireTransition(4), QuietNs: 1<<45 + 18, Fd: 19}
 	decodedRow := decodedTransition(events.Socket)
@@ -69,8 +68,8 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 		want events.Event
 	}{
 		{"transition", wireTransition(1), decodedTransition(events.Transition)},
-		{"destroy", destroy, events.Event{Kind: events.Destroy, Cookie: 3, Proc: events.Proc{Pid: 4}, Fd: -1}},
-		{"accept", accept, events.Event{Kind: events.Accept, Proc: events.Proc{Tid: 5}, Fd: 6}},
+		{"destroy", destroy, events.Event{Kind: events.Destroy, Cookie: 3, Flags: 4, Fd: -1}},
+		{"accept", accept, events.Event{Kind: events.Accept, Skaddr: 5, Proc: events.Proc{Pid: 6}, Fd: -1}},
 		{"socket", row, decodedRow},
 		{"process", process, events.Event{
 			Kind: events.Fork, Ktime: 7, Proc: events.Proc{Pid: 20},
@@ -89,15 +88,15 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 	}
 }
 
-func TestAppendProcessWritesWhatTheCompilerLaysOut(t *testing.T) {
+func TestAppendForkWritesWhatTheCompilerLaysOut(t *testing.T) {
 	var want tcptraceProcess
 	want.Ev.Kind, want.Ev.KtimeNs = 5, 1<<40
-	want.Proc.Pid, want.Proc.Tid, want.Proc.Comm = 2, 3, [16]uint8{'a'}
-	want.Parent.Pid, want.Parent.Tid, want.Parent.Comm = 4, 5, [16]uint8{'b'}
+	want.Proc.Pid, want.Proc.Comm = 2, [16]uint8{'a'}
+	want.Parent.Pid, want.Parent.Comm = 4, [16]uint8{'b'}
 
-	got := events.AppendProcess(nil, events.Fork, 1<<40,
-		events.Proc{Pid: 2, Tid: 3, Comm: events.MakeComm("a")},
-		events.Proc{Pid: 4, Tid: 5, Comm: events.MakeComm("b")})
+	got := events.AppendFork(nil, 1<<40,
+		events.Proc{Pid: 2, Comm: events.MakeComm("a")},
+		events.Proc{Pid: 4, Comm: events.MakeComm("b")})
 	if diff := cmp.Diff(marshal(t, want), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -92,7 +92,7 @@ func (w *Writer) Scanned(complete bool) error {
 // Books implements Sink.
 func (w *Writer) Books(k events.Books) error {
 	var b []byte
-	for _, n := range []uint64{k.Seen, k.Filtered, k.RingFull, k.Escaped, k.RecordsLost} {
+	for _, n := range []uint64{k.Seen, k.Filtered, k.RingFull, k.Skipped, k.Rescued, k.RecordsLost} {
 		b = binary.LittleEndian.AppendUint64(b, n)
 	}
 	return w.frame(frameBooks, b)
@@ -155,10 +155,10 @@ func play(f frame, b []byte, s Sink) error {
 		return s.Clock(le.Uint64(b), int64(le.Uint64(b[8:])))
 	case f == frameScanned && len(b) == 1:
 		return s.Scanned(b[0] == 1)
-	case f == frameBooks && len(b) == 40:
+	case f == frameBooks && len(b) == 48:
 		return s.Books(events.Books{
 			Seen: le.Uint64(b), Filtered: le.Uint64(b[8:]), RingFull: le.Uint64(b[16:]),
-			Escaped: le.Uint64(b[24:]), RecordsLost: le.Uint64(b[32:]),
+			Skipped: le.Uint64(b[24:]), Rescued: le.Uint64(b[32:]), RecordsLost: le.Uint64(b[40:]),
 		})
 	case f == frameProbe:
 		facility, variant, _ := strings.Cut(string(b), "=")

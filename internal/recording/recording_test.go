@@ -104,7 +104,7 @@ func sample() []any {
 		eventCall{""},
 		eventCall{"\x01\x02\xff\n"},
 		clockCall{math.MaxUint64, math.MinInt64},
-		booksCall{events.Books{Seen: 1, Filtered: 2, RingFull: 3, Escaped: 4, RecordsLost: math.MaxUint64}},
+		booksCall{events.Books{Seen: 1, Filtered: 2, RingFull: 3, Skipped: 4, Rescued: 7, RecordsLost: math.MaxUint64}},
 		eventCall{magic},
 		probeCall{"a", "b=c"},
 		booksCall{},

@@ -52,7 +52,14 @@ func endOf(ev *events.Event) End {
 	case 0:
 	case syscall.ECONNREFUSED:
 		return EndRefused
-	case syscall.ECONNRESET, syscall.EPIPE:
+	case syscall.ECONNRESET:
+		if ev.Flags&events.Dead != 0 && (ev.Old == events.FinWait1 || ev.Old == events.FinWait2) {
+			// Data for an orphan ends it with this very error (tcp_reset() in
+			// tcp_rcv_state_process()), and then the reset is ours.
+			return EndUnknown
+		}
+		return EndResetReceived
+	case syscall.EPIPE:
 		return EndResetReceived
 	case syscall.ETIMEDOUT:
 		return EndTimeout
@@ -60,10 +67,10 @@ func endOf(ev *events.Event) End {
 		return EndAborted
 	default:
 		// tcp_write_err() reports the last ICMP error instead of ETIMEDOUT when
-		// it gives up. In SYN_SENT the ICMP error itself may have ended it
-		// (tcp_v4_err), or an old error may still be set on a socket that is used
-		// again.
-		if ev.Old == events.SynSent || owned {
+		// it gives up. But the error may be an older one that nobody has read:
+		// of an earlier connection of the socket, or kept by IP_RECVERR. And in
+		// SYN_SENT an ICMP error itself can be the end (tcp_v4_err).
+		if ev.Old == events.SynSent || owned || ev.Flags&events.Done != 0 {
 			return EndUnknown
 		}
 		return EndTimeout

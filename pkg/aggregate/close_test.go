@@ -9,11 +9,10 @@ import (
 // The rows of kernel.md, section A and B, that end in CLOSE.
 func TestHowAConnectionEndsIsReadOffItsLastTransition(t *testing.T) {
 	const (
-		own     = events.Owned
-		held    = events.HasSocket
-		done    = events.Done
-		dead    = events.Dead
-		linger0 = events.Linger0
+		own  = events.Owned
+		held = events.HasSocket
+		done = events.Done
+		dead = events.Dead
 	)
 	for _, tt := range []struct {
 		name  string
@@ -41,13 +40,15 @@ func TestHowAConnectionEndsIsReadOffItsLastTransition(t *testing.T) {
 		{"reset in CLOSE_WAIT", "CW", held | done, 1, 32, EndResetReceived},
 		{"close() with unread data", "E", own | held, 3, 0, EndResetSent},
 		{"close() with unread data in CLOSE_WAIT", "CW", own | held | done, 3, 0, EndResetSent},
-		{"SO_LINGER 0", "E", own | held | linger0, 3, 0, EndResetSent},
+		{"SO_LINGER 0", "E", own | held, 3, 0, EndResetSent},
 		{"connect(AF_UNSPEC)", "E", own | held, 0, 0, EndResetSent},
 		{"listener closed, child not accepted", "E", 0, 3, 0, EndResetSent},
 		{"listener closed, child not accepted, in CLOSE_WAIT", "CW", done, 3, 0, EndResetSent},
 		{"retransmission timed out", "E", held, 0, 110, EndTimeout},
 		{"retransmission timed out, with an ICMP error", "E", held, 0, 113, EndTimeout},
 		{"keepalive in CLOSE_WAIT", "CW", held | done, 1, 110, EndTimeout},
+		{"data or a reset for an orphan", "F1", dead, 3, 104, EndUnknown},
+		{"an unread error at a normal end", "LA", dead | done, 3, 113, EndUnknown},
 		{"orphan timed out", "F1", dead, 3, 110, EndTimeout},
 		{"too many orphans", "F1", dead, 3, 0, EndAborted},
 		{"ss -K", "E", own | held, 3, 103, EndAborted},

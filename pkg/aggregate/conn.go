@@ -25,6 +25,7 @@ type conn struct {
 	verdict   verdict
 	excluded  bool // by its ends, which is for good
 	byProcess bool // a process that the filter asks for holds or held it
+	byQueue   bool // such a process holds its listener, and nobody has accepted it yet
 	sought    bool // waits for a scan to tell its owner
 	queued    bool // found by the first scan in an accept queue
 	gap       bool // a transition was missed since the last one that was reported
@@ -43,6 +44,7 @@ func (c *conn) begin(ev *events.Event) {
 		skaddr:    ev.Skaddr,
 		state:     ev.Old,
 		byProcess: c.byProcess,
+		byQueue:   c.byQueue,
 	}
 }
 

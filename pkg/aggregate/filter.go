@@ -80,7 +80,7 @@ func containsAddr(ps []netip.Prefix, a netip.Addr) bool {
 // learned since: the children, and who has gone.
 type processes struct {
 	filter   *Filter
-	pids     map[uint32]bool // of Filter.Pids, those that have not exited
+	pids     map[uint32]bool // of Filter.Pids, those that no other process has now
 	children map[uint32]bool // descendants of a process that matches
 }
 
@@ -106,14 +106,15 @@ func (p *processes) match(pid uint32, comm *events.Comm) bool {
 	return len(p.filter.Comms) == 0 || slices.Contains(p.filter.Comms, *comm)
 }
 
-func (p *processes) forked(parent, child *events.Proc) {
+// forked takes a fork; or, if old, that child was parent's when tracing started.
+func (p *processes) forked(parent, child *events.Proc, old bool) {
+	if !old {
+		// Whoever had this PID before has exited. Its exit itself would come
+		// too early: the sockets are closed after it.
+		delete(p.pids, child.Pid)
+		delete(p.children, child.Pid)
+	}
 	if p.filter.Follow && child.Pid != 0 && p.match(parent.Pid, &parent.Comm) {
 		p.children[child.Pid] = true
 	}
-}
-
-// exited forgets a process whose PID the kernel may give to another.
-func (p *processes) exited(pid uint32) {
-	delete(p.pids, pid)
-	delete(p.children, pid)
 }

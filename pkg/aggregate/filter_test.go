@@ -96,9 +96,22 @@ func TestFollowTakesChildrenAndOnlyThose(t *testing.T) {
 	}
 }
 
+// The processes that are there at the start are told as forks, before the first
+// scan is over.
+func TestAProcessThatWasThereBeforeKeepsItsPid(t *testing.T) {
+	s := &story{t: t, ms: 1000}
+	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10)
+	s.fork(1, 2, "cli")
+	s.fork(2, 3, "child")
+	s.tr.Scanned(true)
+	s.steps(client, "C>SS", by(2, "cli"))
+	s.steps(server, "C>SS", by(3, "child"))
+	s.tells("c cli(2,connect) C>SS ?", "5 child(3,connect) C>SS ?")
+}
+
 func TestAPidThatIsGivenAgainIsAnotherProcess(t *testing.T) {
 	s := newStory(t, pids(2))
-	s.tr.Observe(&events.Event{Kind: events.Exit, Proc: events.Proc{Pid: 2}})
+	s.fork(1, 2, "newcomer")
 	s.steps(client, "C>SS SS>E", by(2, "newcomer"))
 	s.tells()
 }

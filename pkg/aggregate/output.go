@@ -33,17 +33,22 @@ func (t *Tracker) decide(i uint32) {
 	t.release(i)
 }
 
-// settle decides for a socket that has ended, or has waited in the accept queue
-// for long: what is not known now counts as not matching, and a socket that
-// nobody has accepted is its listener's.
+// settle decides for a socket that has ended: one that nobody has accepted is its
+// listener's, and what is not known now counts as not matching.
 func (t *Tracker) settle(i uint32) {
 	c := t.table.at(i)
-	if o := &c.Owner; o.Source == SourceListener && t.procs.match(o.Pid, &o.Comm) {
-		c.byProcess = true
-		t.decide(i)
-	}
+	t.yield(i)
 	if c.verdict == undecided {
 		c.verdict = no
+		t.release(i)
+	}
+}
+
+// yield lets a filter by process have a socket for its listener's sake.
+func (t *Tracker) yield(i uint32) {
+	c := t.table.at(i)
+	if c.verdict == undecided && c.byQueue && t.filter.byEnds(&c.Ends, false) == yes {
+		c.verdict = yes
 		t.release(i)
 	}
 }
@@ -84,6 +89,7 @@ func (t *Tracker) print(i uint32) {
 			t.held[i] = append(t.held[i], t.tr)
 		} else {
 			c.unprinted++
+			t.counts.Shed++
 		}
 	}
 }
@@ -98,11 +104,7 @@ func (t *Tracker) emit(c *conn, tr *Transition) {
 // Tick lets time pass for what waits: ktime is the kernel's clock now.
 func (t *Tracker) Tick(ktime uint64) {
 	t.now = ktime
-	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, c *conn) {
-		if c.verdict == undecided && c.Owner.Source == SourceListener {
-			t.settle(i)
-		}
-	})
+	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, _ *conn) { t.yield(i) })
 	t.ownerless = t.expire(t.ownerless, ktime, seekAfter, func(_ uint32, c *conn) {
 		if c.sought && c.Owner.Source == SourceNone {
 			t.wantScan = true
@@ -130,12 +132,14 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 // under way.
 func (t *Tracker) Scanned(complete bool) {
 	t.ownQueued()
-	for _, i := range t.scanned {
-		c := t.table.at(i)
-		if o := &c.Owner; o.Source == SourceListener && t.procs.match(o.Pid, &o.Comm) {
-			c.byProcess = true
+	for _, w := range t.scanned {
+		i := t.stillThere(w)
+		if i == 0 {
+			continue
 		}
 		t.decide(i)
+		t.yield(i)
+		c := t.table.at(i)
 		if c.verdict == yes {
 			t.emitSocket(i)
 		}
@@ -143,7 +147,7 @@ func (t *Tracker) Scanned(complete bool) {
 			t.drop(i)
 		}
 	}
-	t.scanned = nil
+	t.scanned, t.scanDone = nil, true
 	if complete {
 		t.settled = t.now
 	}

@@ -10,6 +10,7 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 		// Accepted, and not by a way that announces itself. Its listener may
 		// be shared by many processes.
 		c.Owner = Owner{}
+		t.accepted(i)
 	}
 	if ev.Flags&events.Owned != 0 && ev.Flags&events.KThread == 0 {
 		switch {
@@ -29,6 +30,27 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 		c.sought = true
 		t.ownerless = append(t.ownerless, waiter{c.skaddr, ev.Ktime})
 	}
+}
+
+// queue ties a socket that nobody has accepted to its listener l.
+func (t *Tracker) queue(i, l uint32) {
+	c, lc := t.table.at(i), t.table.at(l)
+	c.Owner = lc.listenersOwner()
+	c.byQueue = lc.byProcess
+	// listen() on an unbound socket is announced before it has a port.
+	if lc.Lport == 0 {
+		lc.Lport = c.Lport
+		t.decide(l)
+	}
+}
+
+// accepted unties it again: whoever listens, somebody else may have it now.
+func (t *Tracker) accepted(i uint32) {
+	c := t.table.at(i)
+	if c.byQueue && !c.byProcess && c.verdict == yes {
+		c.verdict = undecided
+	}
+	c.byQueue = false
 }
 
 // listenersOwner is the owner that a child of listener c has until somebody
@@ -71,7 +93,7 @@ func (t *Tracker) row(ev *events.Event) {
 		// After the first scan a socket that is not known is one whose events
 		// are still to be read, or that has just gone. One that never was
 		// connected has no story yet.
-		if t.settled != 0 || ev.New == events.Close {
+		if t.scanDone || ev.New == events.Close {
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
@@ -84,7 +106,7 @@ func (t *Tracker) row(ev *events.Event) {
 		return
 	}
 	t.own(i, &ev.Proc, SourceFd)
-	if t.settled == 0 && ev.Proc.Pid != 0 {
+	if !t.scanDone && ev.Proc.Pid != 0 {
 		t.holders[i] = append(t.holders[i], Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
 	}
 	t.decide(i)
@@ -102,7 +124,16 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if ev.New == events.Listen && ev.Cookie != 0 {
 		t.listeners[ev.Cookie] = i
 	}
-	t.scanned = append(t.scanned, i)
+	t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
+}
+
+// stillThere returns the conn that the first scan found, unless the socket has
+// gone since.
+func (t *Tracker) stillThere(w waiter) uint32 {
+	if i := t.table.find(w.skaddr); i != 0 && t.table.at(i).asOf == w.ktime {
+		return i
+	}
+	return 0
 }
 
 // ownQueued gives the sockets that the first scan found in an accept queue to
@@ -119,20 +150,21 @@ func (t *Tracker) ownQueued() {
 		p := place{c.Netns, c.Lport}
 		at[p] = append(at[p], i)
 	}
-	for _, i := range t.scanned {
-		c := t.table.at(i)
-		if !c.queued || c.Owner.Source != SourceNone {
+	for _, w := range t.scanned {
+		i := t.stillThere(w)
+		if i == 0 || !t.table.at(i).queued || t.table.at(i).Owner.Source != SourceNone {
 			continue
 		}
-		var owner Owner
-		for n, l := range at[place{c.Netns, c.Lport}] {
-			o := t.table.at(l).listenersOwner()
-			if n > 0 && o != owner {
-				owner = Owner{}
+		c := t.table.at(i)
+		ls := at[place{c.Netns, c.Lport}]
+		for n, l := range ls {
+			if n > 0 && t.table.at(l).listenersOwner() != t.table.at(ls[0]).listenersOwner() {
+				ls = nil
 				break
 			}
-			owner = o
 		}
-		c.Owner = owner
+		if len(ls) > 0 {
+			t.queue(i, ls[0])
+		}
 	}
 }

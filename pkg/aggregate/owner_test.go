@@ -54,7 +54,7 @@ func TestACloseByTheKernelItselfIsNobodys(t *testing.T) {
 	s.tells(
 		"c cli(2,connect) E>F1 1",
 		"c cli(2,connect) F1>C 0",
-		"c cli(2,connect) connection role=client life=2 closer=local end=reset_received call= E=1 SS=1 F1=0",
+		"c cli(2,connect) connection role=client life=2 closer=local end= call= E=1 SS=1 F1=0",
 	)
 }
 

@@ -161,7 +161,7 @@ func (s *story) steps(k sock, changes string, opts ...func(*events.Event)) {
 func by(pid uint32, comm string) func(*events.Event) {
 	return func(ev *events.Event) {
 		ev.Flags |= events.Owned
-		ev.Proc = events.Proc{Pid: pid, Tid: pid, Comm: events.MakeComm(comm)}
+		ev.Proc = events.Proc{Pid: pid, Comm: events.MakeComm(comm)}
 	}
 }
 

@@ -25,6 +25,7 @@ type Counts struct {
 	Duplicates uint64 // transitions that the kernel side sent twice
 	TableFull  uint64 // transitions of sockets that the table has no place for
 	Missed     uint64 // transitions that must have happened and never came, at the least
+	Shed       uint64 // transitions that a filter had not decided about, beyond what is held
 	Tracked    int    // sockets in the table
 }
 
@@ -42,7 +43,8 @@ type Tracker struct {
 	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
 	ownerless []waiter // in use by a process that nothing has told about; oldest first
 
-	scanned  []uint32            // conns that the first scan found, in its order
+	scanned  []waiter // what the first scan found, in its order
+	scanDone bool
 	holders  map[uint32][]Holder // of these
 	settled  uint64              // when the first scan was over: what is unknown since was missed; 0: not yet
 	now      uint64              // the last Tick
@@ -97,14 +99,13 @@ func (t *Tracker) Observe(ev *events.Event) {
 	case events.Accept:
 		if i := t.lookup(ev); i != 0 {
 			t.own(i, &ev.Proc, SourceAccept)
+			t.accepted(i)
 			t.decide(i)
 		}
 	case events.Socket:
 		t.row(ev)
 	case events.Fork:
-		t.procs.forked(&ev.Parent, &ev.Proc)
-	case events.Exit:
-		t.procs.exited(ev.Proc.Pid)
+		t.procs.forked(&ev.Parent, &ev.Proc, !t.scanDone)
 	}
 }
 
@@ -250,7 +251,7 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 	case ev.Old == events.Listen:
 		c.role = Server
 		if l := t.listeners[ev.Listener]; l != 0 && c.Owner.Source == SourceNone {
-			c.Owner = t.table.at(l).listenersOwner()
+			t.queue(i, l)
 		}
 		if t.filter.ByProcess() {
 			t.waiting = append(t.waiting, waiter{ev.Skaddr, ev.Ktime})
@@ -301,8 +302,10 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 		Role: c.role, Closer: c.closer, CloseCall: c.call,
 		Spent: &c.spent, Gap: c.missed, Unprinted: c.unprinted,
 	}
-	if !ended && c.call == CallShutdown {
-		t.cn.CloseCall = CallUnknown // what would tell it from close() was missed
+	if c.call == CallShutdown && (!ended || ev.Flags&events.Linger != 0) {
+		// What would tell it from close() was missed; or close() itself waits,
+		// and sets SOCK_DEAD only later.
+		t.cn.CloseCall = CallUnknown
 	}
 	if ended {
 		if c.startErr == 0 || c.startErr != ev.Err {

@@ -17,7 +17,6 @@ const (
 	Accept
 	Socket
 	Fork
-	Exit
 )
 
 // Flags are those of enum event_flags.
@@ -33,8 +32,8 @@ const (
 	Dead                        // SOCK_DEAD: close() was called
 	Done                        // SOCK_DONE: the peer's FIN has arrived
 	Exiting                     // the process is exiting
-	KThread                     // the owner of the lock is a kernel thread; Proc is not set
-	Linger0                     // SO_LINGER with a time of 0
+	KThread                     // in a kernel thread, or the agent itself: nobody's; Proc is not set
+	Linger                      // SO_LINGER with a time: close() waits before it sets SOCK_DEAD
 	Repair                      // TCP_REPAIR
 )
 
@@ -63,8 +62,8 @@ const CommLen = 16
 // Proc is a process in the agent's PID namespace. Pid 0 stands for none, and
 // for one that is not visible from that namespace.
 type Proc struct {
-	Pid, Tid uint32
-	Comm     Comm
+	Pid  uint32
+	Comm Comm
 }
 
 // Comm is a command name as the kernel holds it: any bytes, NUL-padded.
@@ -95,7 +94,7 @@ type Event struct {
 	Old    State // of Transition; Socket has its state in both
 	New    State
 
-	Proc   Proc // Transition and Destroy with Owned; Accept; Socket with Fd >= 0; Fork and Exit
+	Proc   Proc // Transition with Owned but not KThread; Accept; Socket with Fd >= 0; Fork
 	Parent Proc // Fork
 
 	// Transition and Socket.
@@ -111,10 +110,8 @@ type Event struct {
 	Received uint64 // payload bytes, and 1 for a received FIN
 
 	// Socket.
-	Quiet uint64 // ns since the last segment that carried an ACK; 0: unknown
-
-	// Accept and Socket.
-	Fd int32 // -1: unknown
+	Quiet uint64 // at least so many ns since the last segment that carried an ACK; 0: unknown
+	Fd    int32  // -1: no descriptor was looked at
 }
 
 // The sizes that bpf/tcptrace.h asserts.
@@ -122,8 +119,7 @@ const (
 	headerSize     = 32
 	procSize       = 24
 	transitionSize = 128
-	destroySize    = 56
-	acceptSize     = 64
+	acceptSize     = 56
 	processSize    = 80
 
 	// SocketSize is the size of a Socket record, the largest, and the only kind
@@ -132,8 +128,8 @@ const (
 )
 
 var sizes = [...]int{
-	Transition: transitionSize, Destroy: destroySize, Accept: acceptSize,
-	Socket: SocketSize, Fork: processSize, Exit: processSize,
+	Transition: transitionSize, Destroy: headerSize, Accept: acceptSize,
+	Socket: SocketSize, Fork: processSize,
 }
 
 // Decode reads one record into ev, which it overwrites as a whole. It refuses
@@ -162,6 +158,9 @@ func Decode(b []byte, ev *Event) error {
 		Flags:  Flags(b[31]),
 		Fd:     -1,
 	}
+	if kind == Destroy {
+		return nil
+	}
 	decodeProc(b[headerSize:], &ev.Proc)
 
 	switch kind {
@@ -171,8 +170,6 @@ func Decode(b []byte, ev *Event) error {
 		ev.Quiet = le.Uint64(b[128:])
 		ev.Fd = int32(le.Uint32(b[136:]))
 		return decodeSocket(b, ev)
-	case Accept:
-		ev.Fd = int32(le.Uint32(b[56:]))
 	case Fork:
 		decodeProc(b[56:], &ev.Parent)
 	}
@@ -184,7 +181,6 @@ func Ktime(raw []byte) uint64 { return binary.LittleEndian.Uint64(raw) }
 
 func decodeProc(b []byte, p *Proc) {
 	p.Pid = binary.LittleEndian.Uint32(b)
-	p.Tid = binary.LittleEndian.Uint32(b[4:])
 	copy(p.Comm[:], b[8:procSize])
 }
 
@@ -206,17 +202,16 @@ func decodeSocket(b []byte, ev *Event) error {
 	return nil
 }
 
-// AppendProcess appends a Fork or Exit record to b. The agent makes these
-// itself for processes that were there before it, and they must look like the
-// kernel's in a recording.
-func AppendProcess(b []byte, kind Kind, ktime uint64, proc, parent Proc) []byte {
+// AppendFork appends a Fork record to b. The agent makes these itself for
+// processes that were there before it, and they must look like the kernel's in a
+// recording.
+func AppendFork(b []byte, ktime uint64, child, parent Proc) []byte {
 	var r [processSize]byte
 	binary.LittleEndian.PutUint64(r[:], ktime)
-	r[28] = byte(kind)
-	for i, p := range []Proc{proc, parent} {
+	r[28] = byte(Fork)
+	for i, p := range []Proc{child, parent} {
 		at := headerSize + i*procSize
 		binary.LittleEndian.PutUint32(r[at:], p.Pid)
-		binary.LittleEndian.PutUint32(r[at+4:], p.Tid)
 		copy(r[at+8:], p.Comm[:])
 	}
 	return append(b, r[:]...)

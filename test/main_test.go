@@ -1,0 +1,103 @@
+// Package livetest drives the built command against the running kernel: it
+// makes TCP traffic whose truth it knows, in network namespaces of its own, and
+// compares what tcptrace prints with what the processes that made it say.
+//
+// The command is the one that TCPTRACE_BIN names; without it, one is built.
+package livetest
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+)
+
+// recordDir is where each scenario leaves its raw events: this is how the
+// fixtures of the unit tests are made.
+var recordDir = flag.String("record", "", "keep each scenario's raw events in `DIR`/<scenario>.rec")
+
+// tcptraceBin is the command under test. TestMain sets it.
+var tcptraceBin string
+
+// atOnce bounds the tests that run side by side. They mostly sleep, but each
+// traces, and programs on one tracepoint run one after the other.
+const atOnce = "4"
+
+func init() {
+	// An agent's main goroutine must stay on the thread group's leader, so that
+	// its socket calls surely come from another thread: see runAgent.
+	if os.Getenv(agentEnv) != "" {
+		runtime.LockOSThread()
+	}
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(agentEnv) != "" {
+		runAgent()
+	}
+	flag.Parse()
+	status, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func runTests(m *testing.M) (status int, err error) {
+	if cannotTrace() == nil {
+		dir, failed := os.MkdirTemp("", "tcptrace-test-")
+		if failed != nil {
+			return 0, failed
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		if tcptraceBin, failed = findBinary(dir); failed != nil {
+			return 0, failed
+		}
+	}
+	// An explicit -parallel is the user's wish.
+	explicit := false
+	flag.Visit(func(f *flag.Flag) { explicit = explicit || f.Name == "test.parallel" })
+	if !explicit {
+		if err := flag.Set("test.parallel", atOnce); err != nil {
+			return 0, err
+		}
+	}
+	return m.Run(), nil
+}
+
+func findBinary(dir string) (string, error) {
+	if bin := os.Getenv("TCPTRACE_BIN"); bin != "" {
+		return filepath.Abs(bin)
+	}
+	bin := filepath.Join(dir, "tcptrace")
+	out, err := exec.Command("go", "build", "-o", bin, "../cmd/tcptrace").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build tcptrace: %w\n%s", err, out)
+	}
+	return bin, nil
+}
+
+// cannotTrace says why nothing can be traced here, nil if it can.
+func cannotTrace() error {
+	if os.Geteuid() != 0 {
+		return errors.New("live tests need root: they make network namespaces and load BPF programs")
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		return fmt.Errorf("live tests need the kernel's types: %w", err)
+	}
+	return nil
+}
+
+// live skips a test where nothing can be traced. It is the only reason to skip
+// in this package: where tracing is possible at all, every test counts.
+func live(t *testing.T) {
+	t.Helper()
+	if err := cannotTrace(); err != nil {
+		t.Skip(err)
+	}
+}
