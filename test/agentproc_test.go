@@ -218,8 +218,8 @@ func (p *calls) do(r request, out *reply) (err error) {
 		return unix.Shutdown(r.FD, r.N)
 	case "close":
 		return unix.Close(r.FD)
-	case "linger0":
-		return unix.SetsockoptLinger(r.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	case "linger":
+		return unix.SetsockoptLinger(r.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: int32(r.N)})
 	case "setsockopt":
 		return unix.SetsockoptInt(r.FD, r.FDs[0], r.FDs[1], r.N)
 	case "poll":

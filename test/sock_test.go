@@ -177,7 +177,7 @@ func (s *sock) close() reply {
 
 func (s *sock) linger0() {
 	s.a.t.Helper()
-	s.a.must(request{Op: "linger0", FD: s.fd})
+	s.a.must(request{Op: "linger", FD: s.fd})
 }
 
 // disconnect dissolves the connection and leaves the socket for another one.

@@ -100,7 +100,7 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
 	fs.StringVar(&f.ringSize, "ring-size", "16M", "ring buffer `BYTES`, a power of two, K and M allowed")
 	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
-	fs.Var(&f.btf, "btf", "kernel types from `FILE`, for kernels without /sys/kernel/btf/vmlinux")
+	fs.Var(&f.btf, "btf", "kernel types from `FILE`, where /sys/kernel/btf/vmlinux is not to be had")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
 }
 

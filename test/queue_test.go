@@ -1,0 +1,148 @@
+package livetest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A socket that waits in the accept queue belongs to whoever accepts it in the
+// end, however long that takes.
+func TestALongWaitInTheQueueChangesNoOwner(t *testing.T) {
+	t.Parallel()
+	ns := newNetns(t)
+	cli, master := startAgent(t, ns, "cli"), startAgent(t, ns, "master")
+	l := master.listen(anyPort4)
+	worker := master.spawn("worker", l)
+	ofWorker := startTracer(t, "--pid", fmt.Sprint(worker.pid))
+	ofMaster := startTracer(t, "--pid", fmt.Sprint(master.pid))
+
+	c := cli.dial(l)
+	time.Sleep(1500 * time.Millisecond) // longer than a listener's process is kept waiting
+	d := l.in(worker, 3).accept()
+	c.close()
+	d.read("")
+	d.close()
+	ofWorker.waitFor(func(records []record) bool { return len(connectionsOf(records, d.id())) > 0 })
+
+	run := ofWorker.stop()
+	if got := path(transitionsOf(run.records, d.id())); got != "L SR E CW LA C" {
+		t.Errorf("--pid of the worker: got path %q, want the whole of it", got)
+	}
+	for _, r := range transitionsOf(run.records, d.id()) {
+		if r.Pid == nil || *r.Pid != worker.pid && *r.Pid != master.pid {
+			t.Errorf("--pid of the worker: %s: got another owner, want the worker's or its master's", r.summary())
+		}
+	}
+	run = ofMaster.stop()
+	if got := path(transitionsOf(run.records, d.id())); got != "L SR E" {
+		t.Errorf("--pid of the master: got path %q, want it until the worker accepts", got)
+	}
+	if got := connectionsOf(run.records, d.id()); len(got) != 0 {
+		t.Errorf("--pid of the master: got a connection of the worker's: %s", got[0].summary())
+	}
+}
+
+// Listeners have no peer and may speak both families; still they are what tells
+// whose a socket is that nobody has accepted.
+func TestAFilterByPeerKnowsWhoseQueueItIs(t *testing.T) {
+	t.Parallel()
+	for _, flags := range [][]string{
+		{"--remote", "127.0.0.0/8"},
+		{"-4"},
+		{"--remote", "127.0.0.0/8", "--pid", "SERVER"},
+		{"-4", "--pid", "SERVER"},
+	} {
+		t.Run(fmt.Sprint(flags), func(t *testing.T) {
+			ns := newNetns(t)
+			cli, srv := startAgent(t, ns, "cli"), startAgent(t, ns, "srv")
+			args := []string{"--netns", fmt.Sprint(ns.inode)}
+			for _, f := range flags {
+				if f == "SERVER" {
+					f = fmt.Sprint(srv.pid)
+				}
+				args = append(args, f)
+			}
+			tr := startTracer(t, args...)
+			l := srv.listen("[::]:0") // made after the start: nothing else tells of it
+			c := cli.socket(anyPort4)
+			c.connect(addrPort(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(l.local.Port())}))
+			time.Sleep(lag)
+			c.close()
+			time.Sleep(lag)
+			srv.exit() // and with it goes what it never accepted
+
+			server := func(records []record) (found []record) {
+				for i := range records {
+					if r := &records[i]; r.Type == "connection" && orNull(r.Role) == "server" {
+						found = append(found, *r)
+					}
+				}
+				return found
+			}
+			tr.waitFor(func(records []record) bool { return len(server(records)) > 0 })
+			got := server(tr.stop().records)
+			if len(got) != 1 || got[0].Pid == nil || *got[0].Pid != srv.pid || orNull(got[0].OwnerSource) != "listener" {
+				t.Fatalf("got %d connections of the server, want one with its pid %d by listener: %+v", len(got), srv.pid, got)
+			}
+		})
+	}
+}
+
+// Raw sockets and one kind of netlink socket carry TCP's number 6 as protocol.
+func TestOnlyTCPSocketsAreInTheInventory(t *testing.T) {
+	t.Parallel()
+	ns := newNetns(t)
+	var fds []int
+	ns.do(t, func() {
+		for _, domain := range []int{unix.AF_INET, unix.AF_NETLINK} {
+			fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 6) // IPPROTO_TCP, NETLINK_XFRM
+			if err != nil {
+				t.Fatalf("raw socket of domain %d: %v", domain, err)
+			}
+			fds = append(fds, fd)
+		}
+		if err := unix.Connect(fds[0], &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	run := startTracer(t, "--netns", fmt.Sprint(ns.inode)).stop()
+	for _, r := range run.records {
+		if r.Type == "socket" {
+			t.Errorf("got a socket record in a namespace without TCP sockets: %s", r.summary())
+		}
+	}
+	if got := lastStats(run.records).Lost["decode"]; got != 0 {
+		t.Errorf("%d records were not understood, want 0", got)
+	}
+}
+
+// close() that waits (SO_LINGER) looks like shutdown() to the end; it must not be
+// called one.
+func TestALingeringCloseIsNotCalledAShutdown(t *testing.T) {
+	t.Parallel()
+	ns := newNetns(t)
+	cli, srv := startAgent(t, ns, "cli"), startAgent(t, ns, "srv")
+	l := srv.listen(anyPort4)
+	tr := startTracer(t, "--netns", fmt.Sprint(ns.inode))
+	c, d := pair(cli, l)
+	srv.must(request{Op: "linger", FD: d.fd, N: 5})
+	c.close()
+	d.read("")
+	d.close()
+	tr.waitFor(func(records []record) bool { return len(connectionsOf(records, d.id())) > 0 })
+	got := connectionsOf(tr.stop().records, d.id())
+	if len(got) != 1 {
+		t.Fatalf("got %d connections, want 1", len(got))
+	}
+	if call := orNull(got[0].CloseCall); call != "null" && call != "close" {
+		t.Errorf("got close_call %s, want close or null", call)
+	}
+}
