@@ -88,6 +88,10 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 				"close_call": nil, "sent_bytes": nil, "received_bytes": nil,
 			},
 		},
+		{
+			"its end was missed", func(c *aggregate.Connection) { c.Ended = false },
+			object{"duration_ms": nil, "sent_bytes": nil, "received_bytes": nil},
+		},
 		{"a server", func(c *aggregate.Connection) { c.Role = aggregate.Server }, object{"role": "server"}},
 		{"closed by the peer", func(c *aggregate.Connection) { c.Closer = aggregate.CloserRemote }, object{"closer": "remote"}},
 		{"closed by both", func(c *aggregate.Connection) { c.Closer = aggregate.CloserBoth }, object{"closer": "both"}},
@@ -108,7 +112,7 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := activeClose(t)
 			c.Role, c.Closer, c.End, c.CloseCall = aggregate.Client, aggregate.CloserLocal, aggregate.EndFin, aggregate.CallClose
-			c.Sent, c.Received, c.Bytes = 1<<40, 5, true
+			c.Sent, c.Received, c.Ended = 1<<40, 5, true
 			want := with(endsObject("connection", 205*ms), object{
 				"role": "client", "start": at(1 * ms), "duration_ms": num("204.000"), "states_ms": states,
 				"closer": "local", "end": "fin", "close_call": "close",

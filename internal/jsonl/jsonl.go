@@ -206,12 +206,16 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	b = appendName(b, c.Role.String())
 	b = append(b, `,"start":`...)
 	if c.Start == 0 {
-		b = append(b, `null,"duration_ms":null`...)
+		b = append(b, "null"...)
 	} else {
 		b = e.appendTime(b, c.Start)
-		b = append(b, `,"duration_ms":`...)
-		b = appendMs(b, time.Duration(max(c.Ktime, c.Start)-c.Start))
 	}
+	duration := aggregate.Unknown
+	if c.Start != 0 && c.Ended {
+		duration = time.Duration(max(c.Ktime, c.Start) - c.Start)
+	}
+	b = append(b, `,"duration_ms":`...)
+	b = appendMs(b, duration)
 	b = append(b, `,"states_ms":{`...)
 	first := true
 	for _, st := range inOrder {
@@ -233,7 +237,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	b = appendName(b, c.End.String())
 	b = append(b, `,"close_call":`...)
 	b = appendName(b, c.CloseCall.String())
-	if c.Bytes {
+	if c.Ended {
 		b = append(b, `,"sent_bytes":`...)
 		b = strconv.AppendUint(b, c.Sent, 10)
 		b = append(b, `,"received_bytes":`...)

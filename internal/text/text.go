@@ -98,10 +98,10 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 			b = append(append(b, ' '), s...)
 		}
 	}
-	if c.Start != 0 {
-		b = fmt.Appendf(b, " %s ms", ms(time.Duration(c.Ktime-c.Start)))
+	if c.Start != 0 && c.Ended {
+		b = fmt.Appendf(b, " %s ms", ms(time.Duration(max(c.Ktime, c.Start)-c.Start)))
 	}
-	if c.Bytes {
+	if c.Ended {
 		b = fmt.Appendf(b, " sent=%d received=%d", c.Sent, c.Received)
 	}
 	return appendMarks(b, c.Gap, c.Unprinted)

@@ -125,7 +125,7 @@ func TestALineSaysWhatHappened(t *testing.T) {
 		{
 			"a connection", e.Connection(nil, &aggregate.Connection{
 				Ends: s, Ktime: 3e9, Start: 1e9, Role: aggregate.Client, Closer: aggregate.CloserRemote,
-				End: aggregate.EndResetReceived, Bytes: true, Sent: 12, Received: 34,
+				End: aggregate.EndResetReceived, Ended: true, Sent: 12, Received: 34,
 			}),
 			[]string{"connection client", "end=reset_received", "closer=remote", "2000.000 ms", "sent=12", "received=34"}, "",
 		},

@@ -95,7 +95,7 @@ func TestBytesAreThePayload(t *testing.T) {
 	s.tr.out = take{connection: func(c *Connection) { got = *c }}
 	s.steps(server, "L>SR SR>E E>CW CW>LA")
 	s.step(server, "LA>C", with(orphan|events.Done), func(ev *events.Event) { ev.Sent, ev.Received = 7, 11 })
-	if got.Sent != 7 || got.Received != 10 || !got.Bytes {
+	if got.Sent != 7 || got.Received != 10 || !got.Ended {
 		t.Errorf("got %d sent, %d received; want 7 and 10: the FIN is no payload", got.Sent, got.Received)
 	}
 }

@@ -185,7 +185,7 @@ type Connection struct {
 	Spent     *Spent
 	Sent      uint64 // payload bytes
 	Received  uint64
-	Bytes     bool   // Sent and Received are known
+	Ended     bool   // its end was seen; else Ktime is when that was noticed, and Sent and Received are not known
 	Gap       bool   // transitions were missed
 	Unprinted uint32 // records that were shed
 }

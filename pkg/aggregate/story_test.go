@@ -49,7 +49,7 @@ func (s *story) Connection(r *Connection) bool {
 		}
 	}
 	life := "?"
-	if r.Start != 0 {
+	if r.Start != 0 && r.Ended {
 		life = inMs(time.Duration(r.Ktime - r.Start))
 	}
 	s.said = append(s.said, fmt.Sprintf("%x %s connection role=%s life=%s closer=%s end=%s call=%s %s%s", r.Cookie,

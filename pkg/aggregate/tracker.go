@@ -300,7 +300,7 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 	t.cn = Connection{
 		Ends: c.Ends, Ktime: ev.Ktime, Start: c.start,
 		Role: c.role, Closer: c.closer, CloseCall: c.call,
-		Spent: &c.spent, Gap: c.missed, Unprinted: c.unprinted,
+		Spent: &c.spent, Ended: ended, Gap: c.missed, Unprinted: c.unprinted,
 	}
 	if c.call == CallShutdown && (!ended || ev.Flags&events.Linger != 0) {
 		// What would tell it from close() was missed; or close() itself waits,
@@ -311,7 +311,6 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 		if c.startErr == 0 || c.startErr != ev.Err {
 			t.cn.End = endOf(ev)
 		}
-		t.cn.Bytes = true
 		t.cn.Sent, t.cn.Received = ev.Sent, ev.Received
 		// tcp_rcv_nxt_update() counts the FIN as a byte.
 		if ev.Flags&events.Done != 0 && t.cn.Received > 0 {
