@@ -1,8 +1,8 @@
 // Package jsonl encodes records as JSON Lines: one record, one line, whatever
 // bytes a command name holds. docs/schema.md describes the fields.
 //
-// The encoders append to a buffer and allocate nothing else: encoding/json
-// would cost six times as much per transition.
+// The encoders append to a buffer and allocate nothing else, which
+// encoding/json cannot.
 package jsonl
 
 import (
