@@ -71,8 +71,8 @@ fuzz: ## run each fuzz target FUZZTIME=200000x times
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
 	done
 
-bench: ## the Go benchmarks of internal and pkg
-	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./internal/... ./pkg/...
+bench: ## the Go benchmarks of cmd, internal and pkg
+	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./cmd/... ./internal/... ./pkg/...
 
 clean: ## remove what the build made
 	rm -rf bin
