@@ -100,11 +100,24 @@ func TestBytesAreThePayload(t *testing.T) {
 	}
 }
 
-// take is an Output that keeps connections only.
+// take is an Output that hands on what a test asks for.
 type take struct {
 	connection func(*Connection)
+	transition func(*Transition)
 }
 
-func (take) Transition(*Transition) bool     { return true }
-func (take) Socket(*Socket) bool             { return true }
-func (o take) Connection(c *Connection) bool { o.connection(c); return true }
+func (o take) Transition(r *Transition) bool {
+	if o.transition != nil {
+		o.transition(r)
+	}
+	return true
+}
+
+func (o take) Connection(r *Connection) bool {
+	if o.connection != nil {
+		o.connection(r)
+	}
+	return true
+}
+
+func (take) Socket(*Socket) bool { return true }

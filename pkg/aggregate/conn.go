@@ -73,6 +73,13 @@ func (c *conn) learn(ev *events.Event) {
 	}
 }
 
+// unnamed reports whether c is a child that was announced as a mere copy of its
+// listener: before 6.15 it has no peer then, and an IPv4 child of a dual-stack
+// listener looks like IPv6. The next transition, microseconds later, tells.
+func (c *conn) unnamed() bool {
+	return c.state == events.SynRecv && c.lastOld == events.Listen && c.Rport == 0
+}
+
 // table holds the conns and finds them by the address of their struct sock.
 // It grows by chunks, so that growing never copies, and its memory is that of
 // the most that were alive at once.

@@ -182,6 +182,31 @@ func TestFiltersByEnds(t *testing.T) {
 	}
 }
 
+func TestAChildWithoutItsPeerWaitsForItsName(t *testing.T) {
+	s := newStory(t, Filter{})
+	var families []bool
+	s.tr.out = take{transition: func(r *Transition) { families = append(families, r.Is4()) }}
+	bare := server
+	bare.rport, bare.raddr, bare.cookie = 0, "::", 0
+	s.step(bare, "L>SR", func(ev *events.Event) { ev.Laddr = events.Addr{} })
+	if len(families) != 0 {
+		t.Fatal("told of a child whose family is not known yet")
+	}
+	s.step(server, "SR>E")
+	if len(families) != 2 || !families[0] || !families[1] {
+		t.Errorf("got IPv4 %v, want it for both transitions", families)
+	}
+
+	// And if nothing more comes of it, it is told as it was.
+	lone := bare
+	lone.addr = 0x77
+	s.step(lone, "L>SR")
+	s.destroy(lone)
+	if len(families) != 3 {
+		t.Errorf("got %d transitions, want 3", len(families))
+	}
+}
+
 // Kernels before 6.15 announce a child without its peer.
 func TestAChildIsHeldBackUntilItsPeerIsKnown(t *testing.T) {
 	s := newStory(t, Filter{Remotes: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")}})

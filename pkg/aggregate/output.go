@@ -13,6 +13,12 @@ const maxHeld = 16
 // decide applies the filter to what is known of the socket now, and when that
 // has become enough, prints what was held or lets go of it.
 func (t *Tracker) decide(i uint32) {
+	if !t.table.at(i).unnamed() {
+		t.judge(i)
+	}
+}
+
+func (t *Tracker) judge(i uint32) {
 	c := t.table.at(i)
 	switch {
 	case c.verdict == yes:
@@ -37,6 +43,7 @@ func (t *Tracker) decide(i uint32) {
 // listener's, and what is not known now counts as not matching.
 func (t *Tracker) settle(i uint32) {
 	c := t.table.at(i)
+	t.judge(i)
 	t.yield(i)
 	if c.verdict == undecided {
 		c.verdict = no
@@ -74,6 +81,9 @@ func (t *Tracker) release(i uint32) {
 			tr.Owner = c.Owner
 		}
 		tr.Cookie = c.Cookie
+		if tr.Old == events.Listen && tr.New == events.SynRecv {
+			tr.Laddr, tr.Raddr, tr.Rport = c.Laddr, c.Raddr, c.Rport
+		}
 		t.emit(c, tr)
 	}
 }
