@@ -126,6 +126,7 @@ struct sock {
 	__u16 sk_type;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
+	__u8 sk_kern_sock : 1;
 	unsigned long sk_lingertime;
 };
 
@@ -142,7 +143,11 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 rcv_nxt;
 	__u32 copied_seq;
-	__u32 rcv_tstamp;
+	__u32 snd_una;
+	__u32 write_seq;
+	__u32 rcv_tstamp; /* jiffies of the last segment with an ACK */
+	__u32 lsndtime;   /* jiffies of the last segment with data that was sent */
+	__u64 tcp_mstamp; /* CLOCK_MONOTONIC, us, of the last segment or timer that was handled */
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;

@@ -99,6 +99,15 @@ struct {
 	__type(value, __u64);
 } listener_of SEC(".maps");
 
+/* The states that the iterators look for, a bit set. Written by the agent before
+ * it opens one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} wanted SEC(".maps");
+
 struct remote_key {
 	__u32 prefixlen;
 	__u8 addr[16];
@@ -183,12 +192,14 @@ static __always_inline void copy_proc(struct proc *p, struct task_struct *task)
 	struct task_struct *leader = task->group_leader;
 	__u64 *comm = (__u64 *)p->comm;
 
+	p->hidden = 0;
 	if (pidns_inum) {
 		p->pid = pid_in_namespace(leader->thread_pid);
+		if (!p->pid)
+			p->hidden = task->tgid;
 	} else {
 		p->pid = task->tgid;
 	}
-	p->_pad = 0;
 	/* Threads have names of their own; users know the process by its leader's. */
 	comm[0] = ((__u64 *)leader->comm)[0];
 	comm[1] = ((__u64 *)leader->comm)[1];
@@ -550,17 +561,42 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 	e->ev.kind = EVENT_FORK;
 	copy_proc(&e->proc, child);
 	copy_proc(&e->parent, parent);
-	bpf_ringbuf_submit(e, submit_flags());
+	if (e->proc.pid)
+		bpf_ringbuf_submit(e, submit_flags());
+	else /* of another PID namespace */
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 	return 0;
+}
+
+/* At least so long has the socket been in its state. Both clocks are read cut to
+ * their ticks, so the difference may be one too large. */
+static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state)
+{
+	__u64 now_us;
+	__u32 ticks;
+
+	if (state == TCP_CLOSE) {
+		/* A reset is no segment with an ACK. But tcp_rcv_established(),
+		 * tcp_rcv_state_process(), tcp_send_active_reset() and the timers all
+		 * refresh this, and after tcp_done() nothing does. */
+		now_us = bpf_ktime_get_ns() / 1000;
+		return now_us > tp->tcp_mstamp + 1 ? (now_us - tp->tcp_mstamp - 1) * 1000 : 0;
+	}
+	ticks = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
+	return tp->rcv_tstamp && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
 }
 
 static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
 {
+	__u8 state = sk->__sk_common.skc_state;
 	struct socket_row row = {};
 	struct tcp_sock *tp;
-	__u32 quiet;
-	__u8 state;
+	__u32 zero = 0;
+	__u32 *states;
 
+	states = bpf_map_lookup_elem(&wanted, &zero);
+	if (!states || !(*states & (1 << (state & 15))))
+		return;
 	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
 	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
 	    (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
@@ -570,7 +606,10 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	state = sk->__sk_common.skc_state;
+	/* One that never got as far as a connection. rcv_nxt is 0 until the peer's
+	 * SYN has come (tcp_connect_init); connect(AF_UNSPEC) clears the port. */
+	if (state == TCP_CLOSE && (!tp->rcv_nxt || !sk->__sk_common.skc_dport))
+		return;
 	copy_header(&row.tr.ev, sk, EVENT_SOCKET);
 	row.tr.ev.cookie = bpf_get_socket_cookie(sk);
 	row.tr.ev.oldstate = state;
@@ -579,10 +618,10 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	if (task)
 		copy_proc(&row.tr.proc, task);
 	row.fd = fd;
-	/* Both are cut to whole jiffies: the difference may be one too large. */
-	quiet = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
-	if (tp->rcv_tstamp && quiet > 1)
-		row.quiet_ns = (quiet - 1) * jiffy_ns;
+	row.quiet_ns = quiet(tp, state);
+	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - tp->lsndtime) * jiffy_ns;
+	row.queued = tp->write_seq - tp->snd_una;
+	row.kernel = BPF_CORE_READ_BITFIELD(sk, sk_kern_sock);
 	if (state == TCP_LISTEN) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 

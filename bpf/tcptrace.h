@@ -44,7 +44,7 @@ struct event {
  * or nobody's. comm is the thread group leader's, any bytes, NUL-padded. */
 struct proc {
 	__u32 pid;
-	__u32 _pad;
+	__u32 hidden; /* of a process that is not visible: its PID in the initial namespace */
 	__u8 comm[16];
 };
 
@@ -74,9 +74,14 @@ struct accept {
  * no descriptor was looked up for (fd -1). tr.ev.oldstate = newstate = state. */
 struct socket_row {
 	struct transition tr;
-	__u64 quiet_ns; /* at least so long since the last segment with an ACK; 0: unknown */
+	/* At least so long in its state, or since the last segment with an ACK, which
+	 * cannot be longer ago than that; 0: unknown. */
+	__u64 quiet_ns;
+	__u64 unsent_ns; /* since data was sent last, cut to jiffies */
 	__s32 fd;
-	__u32 _pad;
+	__u32 queued; /* bytes written and not acknowledged, a FIN included */
+	__u8 kernel;  /* a socket of the kernel's own: no process can have it */
+	__u8 _pad[7];
 };
 
 struct process {
@@ -91,7 +96,7 @@ _Static_assert(sizeof(struct transition) == 128, "wire");
 _Static_assert(__builtin_offsetof(struct transition, laddr) == 64, "wire");
 _Static_assert(__builtin_offsetof(struct transition, listener) == 96, "wire");
 _Static_assert(sizeof(struct accept) == 56, "wire");
-_Static_assert(sizeof(struct socket_row) == 144, "wire");
+_Static_assert(sizeof(struct socket_row) == 160, "wire");
 _Static_assert(sizeof(struct process) == 80, "wire");
 
 #endif

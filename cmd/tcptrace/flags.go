@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,9 @@ import (
 // The default of --max-sockets: about 300 bytes each, when they exist.
 const defaultMaxSockets = 1 << 20
 
+// The default of --ring-size, probe.DefaultRingBytes.
+const defaultRing = "16M"
+
 // What --remote can hold in the kernel (bpf/tcptrace.bpf.c, remotes).
 const maxRemotes = 1024
 
@@ -28,8 +32,8 @@ const maxRemotes = 1024
 type flags struct {
 	pids, comms, lports, rports, remotes list
 	follow, ipv4, ipv6                   bool
-	netns                                name
-	events                               list
+	netns, container                     name
+	events, failOn                       list
 	closeWaitAfter, summaryInterval      time.Duration
 	duration                             time.Duration
 	output                               string
@@ -38,6 +42,7 @@ type flags struct {
 	maxSockets                           int
 	btf                                  name
 	verbose                              bool
+	snapshot                             bool
 }
 
 // list is the value of a flag that takes several: separated by commas, or by line
@@ -80,10 +85,12 @@ func (n *name) String() string { return string(*n) }
 // Type implements pflag.Value.
 func (*name) Type() string { return "string" }
 
-func (f *flags) register(fs *pflag.FlagSet) {
+// register declares the flags of a command: a snapshot takes those that make sense
+// for one look.
+func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	fs.SortFlags = false
 	fs.VarP(&f.pids, "pid", "p", "only sockets that these processes hold or held (`PID`,...)")
-	fs.BoolVarP(&f.follow, "follow", "f", false, "with --pid or --comm: their children too")
+	fs.BoolVarP(&f.follow, "follow", "f", false, "with --pid, --comm or --container: their children too")
 	fs.Var(&f.comms, "comm", "only processes with this command `NAME`,...")
 	fs.VarP(&f.lports, "localport", "L", "only these local `PORT`,...")
 	fs.VarP(&f.rports, "remoteport", "D", "only these remote `PORT`,...")
@@ -91,14 +98,25 @@ func (f *flags) register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.ipv6, "ipv6", "6", false, "only IPv6")
 	fs.Var(&f.remotes, "remote", "only peers within `CIDR`,...")
 	fs.Var(&f.netns, "netns", "only this network namespace (`PATH` of it, or its inode number)")
-	fs.Var(&f.events, "events", "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
-	fs.DurationVar(&f.closeWaitAfter, "close-wait-after", time.Minute, "time in CLOSE_WAIT after which a socket is a finding (no effect yet: findings are to come)")
-	fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often (no effect yet: summaries are to come)")
-	fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
+	fs.Var(&f.container, "container", "only processes in the container with this `ID`, or a prefix of it")
+	f.snapshot = snapshot
+	if snapshot {
+		fs.Var(&f.events, "events", "print only records of these `TYPE`,...: socket, finding, stats")
+	} else {
+		fs.Var(&f.events, "events", "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
+	}
+	fs.DurationVar(&f.closeWaitAfter, "close-wait-after", time.Minute, "time in CLOSE_WAIT, or dead with its descriptor open, after which a socket is a finding")
+	fs.Var(&f.failOn, "fail-on", "exit with status 3 if there was a finding of these `KIND`,...: "+strings.Join(findingKinds, ", ")+"; or any")
 	fs.StringVarP(&f.output, "output", "o", "json", "`FORMAT`: json (one record a line) or text (columns)")
-	fs.Var(&f.record, "record", "keep the raw events in `FILE`")
-	fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
-	fs.StringVar(&f.ringSize, "ring-size", "16M", "ring buffer `BYTES`, a power of two, K and M allowed")
+	if !snapshot {
+		fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often (no effect yet: summaries are to come)")
+		fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
+		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
+		fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
+		fs.StringVar(&f.ringSize, "ring-size", defaultRing, "ring buffer `BYTES`, a power of two, K and M allowed")
+	} else {
+		f.ringSize = defaultRing
+	}
 	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
 	fs.Var(&f.btf, "btf", "kernel types from `FILE`, where /sys/kernel/btf/vmlinux is not to be had")
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
@@ -106,26 +124,39 @@ func (f *flags) register(fs *pflag.FlagSet) {
 
 // config is the command line, understood.
 type config struct {
-	filter     aggregate.Filter
-	print      map[string]bool // record types
-	text       bool
-	duration   time.Duration
-	record     string
-	replay     string
-	ringBytes  int
-	maxSockets int
-	btf        string
-	verbose    bool
-	idle       []string // flags that were given and have no effect yet
+	filter         aggregate.Filter
+	print          map[string]bool // record types
+	failOn         map[string]bool // kinds of findings
+	closeWaitAfter time.Duration
+	text           bool
+	snapshot       bool
+	duration       time.Duration
+	record         string
+	replay         string
+	ringBytes      int
+	maxSockets     int
+	btf            string
+	verbose        bool
+	idle           []string // flags that were given and have no effect yet
 }
 
-var recordTypes = []string{"transition", "connection", "socket", "finding", "summary", "stats"}
+// The kinds of findings that there are. The others are accepted, so that a
+// script may ask for what a later version finds.
+var (
+	findingKinds = []string{"close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit"}
+	futureKinds  = []string{"fin_wait2_stuck", "time_wait_ports", "time_wait_overflow", "short_lived", "half_open"}
+)
+
+var (
+	recordTypes   = []string{"transition", "connection", "socket", "finding", "summary", "stats"}
+	snapshotTypes = []string{"socket", "finding", "stats"}
+)
 
 // config checks the flags. All its errors are usage errors that name the flag,
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		duration: f.duration, record: string(f.record), replay: string(f.replay),
+		snapshot: f.snapshot, closeWaitAfter: f.closeWaitAfter, duration: f.duration, record: string(f.record), replay: string(f.replay),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
@@ -156,8 +187,11 @@ func (f *flags) filter(c *config) error {
 		flt.Comms = append(flt.Comms, events.MakeComm(name))
 	}
 	flt.Follow = f.follow
+	if flt.Container, err = container(string(f.container)); err != nil {
+		return err
+	}
 	if f.follow && !flt.ByProcess() {
-		return usagef("--follow: follows the children of a process; give it with --pid or --comm")
+		return usagef("--follow: follows the children of a process; give it with --pid, --comm or --container")
 	}
 	switch {
 	case f.ipv4 && f.ipv6:
@@ -193,6 +227,19 @@ func numbers[T uint16 | uint32](flag string, in []string, low, high uint64, want
 		out = append(out, T(n))
 	}
 	return out, nil
+}
+
+// container takes an id as runtimes print it, or as kubectl does: docker://ID,
+// containerd://ID.
+func container(s string) (string, error) {
+	id := s
+	if _, after, ok := strings.Cut(s, "://"); ok {
+		id = after
+	}
+	if len(id) > 64 || strings.Trim(id, "0123456789abcdef") != "" || id == "" && s != "" {
+		return "", usagef("--container %q: not an id of up to 64 hexadecimal digits, as docker ps or crictl ps show it", s)
+	}
+	return id, nil
 }
 
 func prefix(s string) (netip.Prefix, error) {
@@ -236,19 +283,29 @@ func netns(s string) (uint32, error) {
 
 // what takes the flags that say what is printed.
 func (f *flags) what(c *config) error {
+	types := recordTypes
+	if f.snapshot {
+		types = snapshotTypes
+	}
 	c.print = map[string]bool{}
-	for _, t := range recordTypes {
+	for _, t := range types {
 		c.print[t] = len(f.events) == 0 && t != "summary"
+	}
+	if f.snapshot && f.output == "text" && len(f.events) == 0 {
+		c.print["stats"] = false // a table is for eyes
 	}
 	for _, t := range f.events {
 		t = strings.TrimSpace(t)
 		if _, ok := c.print[t]; !ok {
-			return usagef("--events %q: no such record type; there are %s", t, strings.Join(recordTypes, ", "))
+			return usagef("--events %q: no such record type; there are %s", t, strings.Join(types, ", "))
 		}
 		c.print[t] = true
-		if t == "finding" || t == "summary" {
+		if t == "summary" {
 			c.idle = append(c.idle, "--events "+t)
 		}
+	}
+	if err := f.failures(c); err != nil {
+		return err
 	}
 	switch f.output {
 	case "json":
@@ -260,14 +317,32 @@ func (f *flags) what(c *config) error {
 	if f.closeWaitAfter <= 0 {
 		return usagef("--close-wait-after %s: must be more than 0", f.closeWaitAfter)
 	}
-	if f.closeWaitAfter != time.Minute {
-		c.idle = append(c.idle, "--close-wait-after")
-	}
 	if f.summaryInterval < 0 {
 		return usagef("--summary-interval %s: must not be negative", f.summaryInterval)
 	}
 	if f.summaryInterval > 0 {
 		c.idle = append(c.idle, "--summary-interval")
+	}
+	return nil
+}
+
+// failures takes --fail-on.
+func (f *flags) failures(c *config) error {
+	c.failOn = map[string]bool{}
+	for _, k := range f.failOn {
+		k = strings.TrimSpace(k)
+		switch {
+		case k == "any":
+			for _, k := range findingKinds {
+				c.failOn[k] = true
+			}
+		case slices.Contains(findingKinds, k):
+			c.failOn[k] = true
+		case slices.Contains(futureKinds, k):
+			c.idle = append(c.idle, "--fail-on "+k)
+		default:
+			return usagef("--fail-on %q: no such kind of finding; there are %s, and any", k, strings.Join(findingKinds, ", "))
+		}
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ import (
 func parse(args ...string) (*config, error) {
 	var f flags
 	fs := pflag.NewFlagSet("tcptrace", pflag.ContinueOnError)
-	f.register(fs)
+	f.register(fs, false)
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}

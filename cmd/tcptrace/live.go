@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/tcptrace/tcptrace/internal/probe"
 	"github.com/tcptrace/tcptrace/internal/procinfo"
 	"github.com/tcptrace/tcptrace/internal/recording"
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
@@ -19,35 +21,23 @@ const (
 	readWait      = 20 * time.Millisecond // how late a lone event may be
 	clockInterval = 100 * time.Millisecond
 	booksInterval = time.Second
-	scanInterval  = time.Second
+	scanInterval  = time.Second     // between scans, at the least
+	filesInterval = 5 * time.Second // between looks at how many descriptors a process has
 )
 
 const btfFile = "/sys/kernel/btf/vmlinux"
 
+// The rest after a scan of the descriptors, in times of what it took: so all scans
+// together cost no more than 1% of a core, however many descriptors there are.
+const restAfterScan = 99
+
 // live traces this host.
 func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (failed error) {
-	proc := procinfo.Open("/proc")
-	if err := checkPids(proc, cfg.filter.Pids); err != nil {
-		return err
-	}
-	if _, err := os.Stat(btfFile); cfg.btf == "" && err != nil {
-		return fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE", btfFile, errors.Unwrap(err))
-	}
-	kernel, err := probe.Open(probe.Config{
-		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf,
-		// A recording should answer any filter that a replay may have.
-		Processes: cfg.filter.ByProcess() || cfg.record != "",
-	})
+	r, err := openRunner(cfg, p, log)
 	if err != nil {
-		log.Debug("refused", zap.Error(err))
-		if probe.IsRefused(err) {
-			return errors.New("the kernel refuses to load BPF programs: operation not permitted; run it as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
-		}
 		return err
 	}
-	defer kernel.Close()
-
-	var sink recording.Sink = p
+	defer r.kernel.Close()
 	if cfg.record != "" {
 		// Not before everything else is right: an older recording may be there.
 		f, err := os.Create(cfg.record)
@@ -58,18 +48,39 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 		if err != nil {
 			return fmt.Errorf("--record: %w", err)
 		}
-		sink = t
+		r.sink = t
 		defer func() { failed = errors.Join(failed, t.close()) }()
 	}
-
-	r := runner{cfg: cfg, kernel: kernel, pipe: p, sink: sink, log: log}
-	if err := r.start(proc); err != nil {
+	if err := r.start(); err != nil {
 		return err
 	}
+	r.log.Info("tracing", zap.Int("sockets", p.tracker.Counts().Tracked))
 	if err := r.loop(ctx); err != nil {
 		return err
 	}
 	return r.stop()
+}
+
+// openRunner loads what runs in the kernel.
+func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
+	proc := procinfo.Open("/proc")
+	if err := checkPids(proc, cfg.filter.Pids); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(btfFile); cfg.btf == "" && err != nil {
+		return nil, fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE", btfFile, errors.Unwrap(err))
+	}
+	kernel, err := probe.Open(probe.Config{
+		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot,
+	})
+	if err != nil {
+		log.Debug("refused", zap.Error(err))
+		if probe.IsRefused(err) {
+			return nil, errors.New("the kernel refuses to load BPF programs: operation not permitted; run it as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
+		}
+		return nil, err
+	}
+	return &runner{cfg: cfg, kernel: kernel, proc: proc, pipe: p, sink: p, log: log}, nil
 }
 
 // checkPids says at once what would otherwise be a silent stream.
@@ -129,6 +140,11 @@ func (t *tee) Books(b events.Books) error {
 	return t.pipeline.Books(b)
 }
 
+func (t *tee) Details(d *events.Details) error {
+	t.keep(func(w *recording.Writer) error { return w.Details(d) })
+	return t.pipeline.Details(d)
+}
+
 func (t *tee) Probe(facility, variant string) error {
 	t.keep(func(w *recording.Writer) error { return w.Probe(facility, variant) })
 	return t.pipeline.Probe(facility, variant)
@@ -154,18 +170,20 @@ func (t *tee) close() error {
 type runner struct {
 	cfg    *config
 	kernel *probe.Probe
+	proc   procinfo.FS
 	pipe   *pipeline
 	sink   recording.Sink
 	log    *zap.Logger
 
-	lastClock, lastBooks, lastScan time.Time
-	lost                           uint64 // at the last stats record
-	wall                           int64  // of the last clock
+	lastClock, lastBooks, lastFiles time.Time
+	nextScan                        time.Time // not before
+	lost                            uint64    // at the last stats record
+	wall                            int64     // of the last clock
 }
 
 // start brings in what was there before. The programs are attached already: what
 // happens meanwhile waits in the ring buffer.
-func (r *runner) start(proc procinfo.FS) error {
+func (r *runner) start() error {
 	r.pipe.begin()
 	for _, v := range r.kernel.Variants() {
 		if v.Err != nil {
@@ -178,35 +196,111 @@ func (r *runner) start(proc procinfo.FS) error {
 	if err := r.clock(); err != nil {
 		return err
 	}
-	if err := r.family(proc); err != nil {
+	if err := r.family(); err != nil {
 		return err
 	}
-	complete, err := r.kernel.Scan(r.sink.Event)
+	complete, err := r.kernel.Scan(r.event)
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
 	}
 	if !complete {
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
+	if err := r.scanned(complete); err != nil {
+		return err
+	}
+	r.nextScan = time.Now().Add(scanInterval)
+	if err := r.describe(r.pipe.tracker.Watched()); err != nil {
+		return err
+	}
+	if err := r.clock(); err != nil {
+		return err
+	}
+	r.pipe.out.flush()
+	return nil
+}
+
+// event passes on a record of the kernel side. Of a process that comes up for the
+// first time it first says where it runs: a moment later it may be gone.
+func (r *runner) event(raw []byte) error {
+	if pid := events.Pid(raw); pid != 0 && !r.pipe.tracker.Knows(pid) {
+		// Of one that has gone nothing can be known any more.
+		id, _ := r.proc.Container(pid)
+		if err := r.sink.Details(&events.Details{Pid: pid, Container: id}); err != nil {
+			return err
+		}
+	}
+	return r.sink.Event(raw)
+}
+
+// describe tells all of what /proc says of these processes.
+func (r *runner) describe(pids []uint32) error {
+	for _, pid := range pids {
+		d := events.Details{Pid: pid}
+		// What cannot be read stays unknown: the process has gone, or is somebody
+		// else's and we are not root.
+		d.Exe, _ = r.proc.Exe(pid)
+		d.Container, _ = r.proc.Container(pid)
+		d.OpenFiles, d.FileLimit, _ = r.proc.Files(pid)
+		if err := r.sink.Details(&d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scanned ends a scan, and lets the tracker report.
+func (r *runner) scanned(complete bool) error {
 	if err := r.clock(); err != nil {
 		return err
 	}
 	if err := r.sink.Scanned(complete); err != nil {
 		return err
 	}
-	r.lastScan = time.Now()
-	r.pipe.out.flush()
-	r.log.Info("tracing", zap.Int("sockets", r.pipe.tracker.Counts().Tracked))
+	if err := r.describe(r.pipe.tracker.Wanted()); err != nil {
+		return err
+	}
+	return r.clock()
+}
+
+// rescan looks at what the tracker wants to see.
+func (r *runner) rescan(want aggregate.Want) error {
+	begun := cpuTime()
+	look := r.kernel.Suspects
+	if want == aggregate.WantOwners {
+		look = r.kernel.Descriptors
+	}
+	if err := look(r.event); err != nil {
+		return fmt.Errorf("scan descriptors: %w", err)
+	}
+	complete, err := r.kernel.SuspectsIn(r.pipe.tracker.UnseenIn(), r.event)
+	if err != nil {
+		return fmt.Errorf("scan sockets: %w", err)
+	}
+	if err := r.scanned(complete); err != nil {
+		return err
+	}
+	took := cpuTime() - begun
+	r.nextScan = time.Now().Add(max(scanInterval, restAfterScan*took))
+	r.log.Debug("scanned", zap.Duration("cpu", took), zap.Bool("complete", complete))
 	return nil
+}
+
+// cpuTime is what this process has used of the CPUs, in the kernel too.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	// It cannot fail (getrusage(2)).
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // family tells the tracker whose child each running process is. From now on the
 // kernel side does.
-func (r *runner) family(proc procinfo.FS) error {
+func (r *runner) family() error {
 	if !r.cfg.filter.Follow && r.cfg.record == "" {
 		return nil
 	}
-	all, err := proc.Processes()
+	all, err := r.proc.Processes()
 	if err != nil {
 		return fmt.Errorf("list processes: %w", err)
 	}
@@ -217,6 +311,11 @@ func (r *runner) family(proc procinfo.FS) error {
 		child := events.Proc{Pid: p.Pid, Comm: events.MakeComm(p.Comm)}
 		byPid[p.Pid] = child
 		raw = events.AppendFork(raw[:0], ktime, child, byPid[p.Ppid])
+		if r.cfg.filter.Container != "" {
+			if err := r.describe([]uint32{p.Pid}); err != nil {
+				return err
+			}
+		}
 		if err := r.sink.Event(raw); err != nil {
 			return err
 		}
@@ -226,7 +325,7 @@ func (r *runner) family(proc procinfo.FS) error {
 
 func (r *runner) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := r.kernel.Read(readWait, r.sink.Event); err != nil {
+		if err := r.kernel.Read(readWait, r.event); err != nil {
 			return err
 		}
 		r.pipe.out.flush()
@@ -240,10 +339,17 @@ func (r *runner) loop(ctx context.Context) error {
 				return nil
 			}
 		}
-		if now.Sub(r.lastScan) >= scanInterval && r.pipe.tracker.WantScan() {
-			r.lastScan = now
-			if err := r.kernel.Descriptors(r.sink.Event); err != nil {
-				return fmt.Errorf("scan descriptors: %w", err)
+		if now.After(r.nextScan) {
+			if want := r.pipe.tracker.WantScan(); want != aggregate.WantNothing {
+				if err := r.rescan(want); err != nil {
+					return err
+				}
+			}
+		}
+		if now.Sub(r.lastFiles) >= filesInterval {
+			r.lastFiles = now
+			if err := r.describe(r.pipe.tracker.Watched()); err != nil {
+				return err
 			}
 		}
 		if now.Sub(r.lastBooks) >= booksInterval {
@@ -293,7 +399,7 @@ func (r *runner) stop() error {
 	if err := r.kernel.Detach(); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
-	if err := r.kernel.Drain(r.sink.Event); err != nil {
+	if err := r.kernel.Drain(r.event); err != nil {
 		return err
 	}
 	if err := r.clock(); err != nil {

@@ -1,5 +1,6 @@
 // Command tcptrace prints every TCP state transition of a host, with the process
-// that owns the socket and the time that it spent in every state.
+// that owns the socket and the time that it spent in every state; and says which
+// process does not close its connections.
 package main
 
 import (
@@ -17,6 +18,7 @@ const (
 	exitOK      = 0
 	exitRuntime = 1
 	exitUsage   = 2
+	exitFound   = 3
 )
 
 // env is what a run has of the world outside, so that tests can call it.
@@ -54,6 +56,9 @@ func tcptrace() int {
 	_, _ = fmt.Fprintf(os.Stderr, "tcptrace: %v\n", err)
 	if usage := (usageError{}); errors.As(err, &usage) {
 		return exitUsage
+	}
+	if errors.Is(err, errFound) {
+		return exitFound
 	}
 	return exitRuntime
 }

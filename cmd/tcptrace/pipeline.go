@@ -14,6 +14,7 @@ type encoder interface {
 	Transition([]byte, *aggregate.Transition) []byte
 	Connection([]byte, *aggregate.Connection) []byte
 	Socket([]byte, *aggregate.Socket) []byte
+	Finding([]byte, *aggregate.Finding) []byte
 	Stats([]byte, *aggregate.Stats) []byte
 }
 
@@ -25,6 +26,7 @@ type pipeline struct {
 	tracker *aggregate.Tracker
 	enc     encoder
 	wall    *int64 // of enc
+	header  string
 	out     *sink
 
 	ev      events.Event
@@ -34,26 +36,31 @@ type pipeline struct {
 	records aggregate.Records
 	decode  uint64 // records that could not be decoded
 	shed    uint64
+	failed  bool // a finding of --fail-on was made
 }
 
 func newPipeline(cfg *config, out *sink) *pipeline {
 	p := &pipeline{cfg: cfg, out: out}
-	if cfg.text {
+	switch {
+	case cfg.text && cfg.snapshot:
+		e := &text.Snapshot{}
+		p.enc, p.wall, p.header = e, &e.Wall, text.SnapshotHeader
+	case cfg.text:
 		e := &text.Encoder{}
-		p.enc, p.wall = e, &e.Wall
-	} else {
+		p.enc, p.wall, p.header = e, &e.Wall, text.Header
+	default:
 		e := &jsonl.Encoder{}
 		p.enc, p.wall = e, &e.Wall
 	}
-	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets)
+	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets, cfg.closeWaitAfter)
 	return p
 }
 
 // begin prints what stands above the records, once it is certain that there will
 // be some.
 func (p *pipeline) begin() {
-	if b, ok := p.out.room(); ok && p.cfg.text {
-		p.out.put(append(b, text.Header...))
+	if b, ok := p.out.room(); ok && p.header != "" {
+		p.out.put(append(b, p.header...))
 	}
 }
 
@@ -90,6 +97,12 @@ func (p *pipeline) Books(b events.Books) error {
 // Probe implements recording.Sink.
 func (p *pipeline) Probe(facility, variant string) error {
 	p.probes = append(p.probes, aggregate.Probe{Facility: facility, Variant: variant})
+	return nil
+}
+
+// Details implements recording.Sink.
+func (p *pipeline) Details(d *events.Details) error {
+	p.tracker.Details(d)
 	return nil
 }
 
@@ -138,6 +151,22 @@ func (p *pipeline) Socket(s *aggregate.Socket) bool {
 	return true
 }
 
+// Finding implements aggregate.Output.
+func (p *pipeline) Finding(f *aggregate.Finding) bool {
+	p.failed = p.failed || p.cfg.failOn[f.Kind.String()]
+	if !p.cfg.print["finding"] {
+		return true
+	}
+	b, ok := p.out.room()
+	if !ok {
+		p.shed++
+		return false
+	}
+	p.out.put(p.enc.Finding(b, f))
+	p.records.Finding++
+	return true
+}
+
 // stats does the sums. The books of the kernel side are those of the last call
 // of Books; what they count and the ring buffer still holds is not seen yet.
 func (p *pipeline) stats() aggregate.Stats {
@@ -153,6 +182,7 @@ func (p *pipeline) stats() aggregate.Stats {
 		Records:     p.records,
 		Unprinted:   p.shed + c.Shed,
 		Tracked:     c.Tracked,
+		Hidden:      c.Hidden,
 		Probes:      p.probes,
 		Lost: aggregate.Lost{
 			RingFull:  k.RingFull,

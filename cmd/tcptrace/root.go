@@ -21,13 +21,19 @@ the process that owns it, and how long it was in the state that it left. A
 connection that ends gets a record of its own: who closed first, how it ended,
 the time in every state.
 
+A process that does not close its connections is a finding: which one, how many,
+since when, which descriptors, and what it failed to do.
+
 Records go to stdout, logs to stderr. It runs until it is interrupted.`
 
 const examples = `  # everything, for ten seconds
   tcptrace --duration 10s
 
-  # who leaves sockets of the server with PID 4711 in CLOSE_WAIT
-  tcptrace --pid 4711 | jq 'select(.newstate == "CLOSE_WAIT")'
+  # who leaves sockets in CLOSE_WAIT, for more than ten seconds
+  tcptrace --events finding --close-wait-after 10s
+
+  # the same, of what there is now, and stop
+  tcptrace snapshot -o text --close-wait-after 10s
 
   # connections to port 5432, one line each
   tcptrace -D 5432 --events connection
@@ -36,27 +42,32 @@ const examples = `  # everything, for ten seconds
   tcptrace --record run.rec --duration 1m > /dev/null
   tcptrace --replay run.rec -o text`
 
+const snapshotHelp = `tcptrace snapshot looks once at every TCP socket of this host, in all network
+namespaces, and prints each with the processes that hold it, for how long at least
+it has been in its state, and, if nobody closes it, what has gone wrong: what a run
+of tcptrace tells at its start.
+
+It sees no transition. What takes watching, growth for example, is unknown.`
+
+const snapshotExamples = `  # all sockets, as ss lists them, with owner, age and verdict
+  tcptrace snapshot -o text
+
+  # fail if a process has sockets in CLOSE_WAIT for more than five minutes
+  tcptrace snapshot --close-wait-after 5m --events finding --fail-on close_wait_leak`
+
 // run executes one command line. Its error, if it is a usageError, is the
 // user's mistake.
 func run(ctx context.Context, e env) error {
-	var f flags
-	root := &cobra.Command{
-		Use:           "tcptrace [flags]",
-		Short:         "Print every TCP state transition with its owner and its dwell time",
-		Long:          longHelp,
-		Example:       examples,
-		Args:          noArgs,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := f.config()
-			if err != nil {
-				return err
-			}
-			return stream(cmd.Context(), e, cfg)
-		},
-	}
-	f.register(root.Flags())
+	root := command(e, stream, false)
+	root.Use = "tcptrace [flags]"
+	root.Short = "Print every TCP state transition with its owner and its dwell time"
+	root.Long, root.Example = longHelp, examples
+	once := command(e, snapshot, true)
+	once.Use = "snapshot [flags]"
+	once.Short = "Print the TCP sockets that exist now, who holds them, and which nobody closes"
+	once.Long, once.Example = snapshotHelp, snapshotExamples
+	root.AddCommand(once)
+	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see tcptrace --help", err)}
 	})
@@ -66,9 +77,28 @@ func run(ctx context.Context, e env) error {
 	return root.ExecuteContext(ctx)
 }
 
+// command makes a command that understands its flags and then does what do does.
+func command(e env, do func(context.Context, env, *config) error, snapshot bool) *cobra.Command {
+	var f flags
+	c := &cobra.Command{
+		Args:          noArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := f.config()
+			if err != nil {
+				return err
+			}
+			return do(cmd.Context(), e, cfg)
+		},
+	}
+	f.register(c.Flags(), snapshot)
+	return c
+}
+
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("unexpected argument %q: tcptrace takes only flags; see tcptrace --help", args[0])
+		return usagef("unexpected argument %q: no such command, and tcptrace takes only flags; see tcptrace --help", args[0])
 	}
 	return nil
 }

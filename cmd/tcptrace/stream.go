@@ -30,7 +30,7 @@ func newLogger(w io.Writer, verbose bool) *zap.Logger {
 func stream(ctx context.Context, e env, cfg *config) error {
 	log := newLogger(e.stderr, cfg.verbose)
 	for _, what := range cfg.idle {
-		log.Warn(what + " has no effect yet: this version makes no findings and no summaries")
+		log.Warn(what + " has no effect yet: that is to come in a later version")
 	}
 	log.Debug("filter", zap.Stringer("filter", cfg))
 	if cfg.duration > 0 {
@@ -60,8 +60,14 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	if whole {
 		summarize(log, p)
 	}
+	if err == nil && p.failed {
+		return errFound
+	}
 	return err
 }
+
+// errFound is the error of a run with a finding that --fail-on asks for.
+var errFound = errors.New("--fail-on: there was such a finding")
 
 // summarize says in one line what was seen and lost.
 func summarize(log *zap.Logger, p *pipeline) {

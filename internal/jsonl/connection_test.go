@@ -2,6 +2,7 @@ package jsonl
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -14,6 +15,7 @@ type kept struct{ last aggregate.Connection }
 
 func (*kept) Transition(*aggregate.Transition) bool { return true }
 func (*kept) Socket(*aggregate.Socket) bool         { return true }
+func (*kept) Finding(*aggregate.Finding) bool       { return true }
 func (k *kept) Connection(c *aggregate.Connection) bool {
 	spent := *c.Spent
 	k.last = *c
@@ -32,7 +34,7 @@ type step struct {
 func connection(t testing.TB, steps ...step) *aggregate.Connection {
 	t.Helper()
 	var k kept
-	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 10)
+	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 10, time.Minute)
 	for _, s := range steps {
 		tracker.Observe(&events.Event{
 			Kind: events.Transition, Ktime: s.ktime, Skaddr: 1, Cookie: 0xdeadbeef01, Netns: 4026531840,

@@ -128,14 +128,7 @@ func (e *Encoder) appendHead(b []byte, kind string, ktime uint64) []byte {
 }
 
 func appendEnds(b []byte, s *aggregate.Ends) []byte {
-	b = append(b, `,"cookie":`...)
-	if s.Cookie == 0 {
-		b = append(b, "null"...)
-	} else {
-		b = append(b, '"')
-		b = strconv.AppendUint(b, s.Cookie, 16)
-		b = append(b, '"')
-	}
+	b = appendCookie(b, s.Cookie)
 	b = append(b, `,"netns":`...)
 	b = strconv.AppendUint(b, uint64(s.Netns), 10)
 	if s.Is4() {
@@ -147,13 +140,7 @@ func appendEnds(b []byte, s *aggregate.Ends) []byte {
 	b = append(b, `","lport":`...)
 	b = appendPort(b, s.Lport)
 	b = append(b, `,"raddr":`...)
-	if s.Raddr.IsUnspecified() {
-		b = append(b, "null"...)
-	} else {
-		b = append(b, '"')
-		b = s.Raddr.Netip().AppendTo(b)
-		b = append(b, '"')
-	}
+	b = appendAddr(b, &s.Raddr)
 	b = append(b, `,"rport":`...)
 	b = appendPort(b, s.Rport)
 	if s.Owner.Pid == 0 {
@@ -165,6 +152,43 @@ func appendEnds(b []byte, s *aggregate.Ends) []byte {
 	b = appendString(b, s.Owner.Comm.Bytes())
 	b = append(b, `,"owner_source":`...)
 	return appendName(b, s.Owner.Source.String())
+}
+
+func appendCookie(b []byte, cookie uint64) []byte {
+	b = append(b, `,"cookie":`...)
+	if cookie == 0 {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = strconv.AppendUint(b, cookie, 16)
+	return append(b, '"')
+}
+
+func appendAddr(b []byte, a *events.Addr) []byte {
+	if a.IsUnspecified() {
+		return append(b, "null"...)
+	}
+	b = append(b, '"')
+	b = a.Netip().AppendTo(b)
+	return append(b, '"')
+}
+
+func appendContainer(b []byte, id string) []byte {
+	if id == "" {
+		return b
+	}
+	b = append(b, `,"container":`...)
+	return appendString(b, []byte(id))
+}
+
+// appendHolder leaves the object open.
+func appendHolder(b []byte, h *aggregate.Holder) []byte {
+	b = append(b, `{"pid":`...)
+	b = strconv.AppendUint(b, uint64(h.Pid), 10)
+	b = append(b, `,"comm":`...)
+	b = appendString(b, h.Comm.Bytes())
+	b = append(b, `,"fd":`...)
+	return strconv.AppendInt(b, int64(h.Fd), 10)
 }
 
 func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
@@ -189,6 +213,7 @@ func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
 	b = append(b, `,"dwell_ms":`...)
 	b = appendMs(b, t.Dwell)
 	b = append(b, `,"source":"tracepoint"`...)
+	b = appendContainer(b, t.Container)
 	return appendMarks(b, t.Gap, t.Unprinted)
 }
 
@@ -246,6 +271,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 		b = append(b, `,"sent_bytes":null,"received_bytes":null`...)
 	}
 	b = append(b, `,"time_wait_end":null`...)
+	b = appendContainer(b, c.Container)
 	return appendMarks(b, c.Gap, c.Unprinted)
 }
 
@@ -264,17 +290,10 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 	}
 	b = append(b, `,"holders":[`...)
 	for i := range s.Holders {
-		h := &s.Holders[i]
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(b, `{"pid":`...)
-		b = strconv.AppendUint(b, uint64(h.Pid), 10)
-		b = append(b, `,"comm":`...)
-		b = appendString(b, h.Comm.Bytes())
-		b = append(b, `,"fd":`...)
-		b = strconv.AppendInt(b, int64(h.Fd), 10)
-		b = append(b, '}')
+		b = append(appendHolder(b, &s.Holders[i]), '}')
 	}
 	b = append(b, ']')
 	if s.State == events.CloseWait {
@@ -284,6 +303,11 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 		b = append(b, `,"unread_bytes":`...)
 		b = strconv.AppendUint(b, uint64(max(s.Unread, 1)-1), 10)
 	}
+	if s.Verdict != aggregate.VerdictNone {
+		b = append(b, `,"verdict":`...)
+		b = appendName(b, s.Verdict.String())
+	}
+	b = appendContainer(b, s.Container)
 	return append(b, '}', '\n')
 }
 
@@ -305,9 +329,11 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	field(`,"records":{"transition":`, s.Records.Transition)
 	field(`,"connection":`, s.Records.Connection)
 	field(`,"socket":`, s.Records.Socket)
+	field(`,"finding":`, s.Records.Finding)
 	field(`,"stats":`, s.Records.Stats)
 	field(`},"unprinted":`, s.Unprinted)
 	field(`,"sockets_tracked":`, uint64(s.Tracked))
+	field(`,"hidden_processes":`, uint64(s.Hidden))
 	b = append(b, `,"probes":{`...)
 	for i, p := range s.Probes {
 		if i > 0 {

@@ -30,7 +30,7 @@ const maxBatch = 4096
 type Config struct {
 	Filter    *aggregate.Filter // what can be decided in the kernel is
 	RingBytes int               // a power of two and a multiple of the page size
-	Processes bool              // hand over Fork records
+	Snapshot  bool              // only scan: no transition is traced
 	BTF       string            // file with the kernel's types; "": the kernel's own
 }
 
@@ -44,19 +44,20 @@ type Variant struct {
 // A Probe is what tcptrace has in the kernel. All methods must be called from
 // one goroutine.
 type Probe struct {
-	core     *ebpf.Collection // the maps, and set_state
+	core     *ebpf.Collection // the maps, and the first program
 	others   []*ebpf.Collection
-	links    []link.Link // in the order in which they must be detached
-	reader   *ringbuf.Reader
+	links    []link.Link     // in the order in which they must be detached
+	reader   *ringbuf.Reader // nil in a snapshot
 	record   ringbuf.Record
 	ahead    bool // record was read, and not handed out yet
 	variants []Variant
 
 	setState *ebpf.Program
-	tcp      *link.Iter // nil if refused
-	files    *link.Iter // nil if refused
-	skipped  uint64     // runs of set_state, at the last Books
-	netns    uint32
+	tcp      *link.Iter        // nil if refused
+	files    *link.Iter        // nil if refused
+	skipped  uint64            // runs of set_state, at the last Books
+	netns    uint32            // the only one to look into; 0: all
+	paths    map[uint32]string // by which network namespaces were entered last, by inode number
 }
 
 // Open loads the programs and attaches them. Events gather in the ring buffer
@@ -88,6 +89,9 @@ func Open(cfg Config) (*Probe, error) {
 }
 
 func (p *Probe) open(l *loader, cfg Config) error {
+	if cfg.Snapshot {
+		return p.openScans(l)
+	}
 	var err error
 	if p.core, err = l.load(tcptraceProgSetState); err != nil {
 		return fmt.Errorf("load tp_btf/inet_sock_set_state: %w", err)
@@ -102,9 +106,7 @@ func (p *Probe) open(l *loader, cfg Config) error {
 
 	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
 	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
-	if cfg.Processes {
-		p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork})
-	}
+	p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork})
 	p.trace(l, "accept", variant{"fexit", tcptraceProgAcceptExit}, variant{"sys_exit", tcptraceProgAcceptSyscall})
 	p.trace(l, "destroy", variant{"tp_btf", tcptraceProgDestroySock})
 
@@ -121,6 +123,22 @@ func (p *Probe) open(l *loader, cfg Config) error {
 	p.variants = append(p.variants, Variant{Facility: "transitions", Name: "tp_btf"})
 	p.trace(l, "nested", variant{"tp_btf", tcptraceProgSetStateNested})
 	slices.Reverse(p.links)
+	return nil
+}
+
+// openScans loads what a snapshot needs. Without the first iterator nobody's
+// socket could be told, so that one must be.
+func (p *Probe) openScans(l *loader) error {
+	var err error
+	if p.core, err = l.load(tcptraceProgDumpFiles); err != nil {
+		return fmt.Errorf("load iter/task_file: %w", err)
+	}
+	l.opts.MapReplacements = p.core.Maps
+	if p.files, err = link.AttachIter(link.IterOptions{Program: p.core.Programs[tcptraceProgDumpFiles]}); err != nil {
+		return fmt.Errorf("attach iter/task_file: %w", err)
+	}
+	p.variants = append(p.variants, Variant{Facility: "descriptors", Name: "iter"})
+	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
 	return nil
 }
 
@@ -217,6 +235,9 @@ func (p *Probe) next() (bool, error) {
 // iterator says of a socket is true at one moment; so the events before it come
 // before it, and those after it after.
 func (p *Probe) readUntil(ktime uint64, f func(raw []byte) error) error {
+	if p.reader == nil {
+		return nil
+	}
 	for p.ahead || p.reader.AvailableBytes() > 0 {
 		if !p.ahead {
 			p.reader.SetDeadline(time.Unix(1, 0)) // long past: do not wait
@@ -282,6 +303,9 @@ func (p *Probe) Close() {
 
 // Books returns what the kernel side has counted so far.
 func (p *Probe) Books() (events.Books, error) {
+	if p.setState == nil {
+		return events.Books{}, nil
+	}
 	var perCPU []tcptraceCounters
 	if err := p.core.Maps[tcptraceMapCounts].Lookup(uint32(0), &perCPU); err != nil {
 		return events.Books{}, fmt.Errorf("read counters: %w", err)

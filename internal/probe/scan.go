@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,19 +19,92 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
+// Sets of states, for the scans.
+const (
+	everyState = math.MaxUint32
+	// Of these is what a process has failed to close: an ended connection is in
+	// CLOSE for as long as its descriptor is open; and the listeners in whose
+	// queues some wait.
+	suspectStates = 1<<events.CloseWait | 1<<events.Close | 1<<events.Listen
+)
+
 // Scan calls f with a Socket record for every TCP socket that exists: one for
 // each descriptor of a socket, then one for each socket, held or not. Between
 // them come the records of the ring buffer, in the order of time. It reports
 // whether it reached every network namespace.
 func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
-	if err := p.Descriptors(f); err != nil {
+	if err := p.descriptors(everyState, f); err != nil {
 		return false, err
 	}
+	if p.paths, err = netNamespaces(); err != nil {
+		return false, err
+	}
+	return p.sockets(everyState, p.paths, f)
+}
+
+// Descriptors calls f with a Socket record for every descriptor of a TCP socket,
+// in all network namespaces, of the processes in our PID namespace; and with the
+// records of the ring buffer between them, as Scan does.
+func (p *Probe) Descriptors(f func(raw []byte) error) error {
+	return p.descriptors(everyState, f)
+}
+
+// Suspects does so for the descriptors of sockets in CLOSE_WAIT, CLOSE and LISTEN.
+func (p *Probe) Suspects(f func(raw []byte) error) error {
+	return p.descriptors(suspectStates, f)
+}
+
+// SuspectsIn calls f with a Socket record for every socket in CLOSE_WAIT of these
+// network namespaces, held or not. It reports whether, after Suspects or
+// Descriptors, all has been found that is there.
+func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (complete bool, err error) {
+	complete = p.files != nil
+	for inode := range netns {
+		// To look for all namespaces takes longer than to look through most.
+		path := p.paths[inode]
+		if inodeOf(path) != inode {
+			if p.paths, err = netNamespaces(); err != nil {
+				return false, err
+			}
+			path = p.paths[inode]
+		}
+		if path == "" {
+			complete = false // nothing that we could enter it by
+			continue
+		}
+		ok, err := p.sockets(1<<events.CloseWait, map[uint32]string{inode: path}, f)
+		if err != nil {
+			return false, err
+		}
+		complete = complete && ok
+	}
+	return complete, nil
+}
+
+func (p *Probe) want(states uint32) error {
+	if err := p.core.Maps[tcptraceMapWanted].Put(uint32(0), states); err != nil {
+		return fmt.Errorf("set wanted states: %w", err)
+	}
+	return nil
+}
+
+func (p *Probe) descriptors(states uint32, f func(raw []byte) error) error {
+	if p.files == nil {
+		return nil
+	}
+	if err := p.want(states); err != nil {
+		return err
+	}
+	return p.readRows(p.files, f)
+}
+
+// sockets reads the sockets of these network namespaces, and reports whether none
+// refused.
+func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byte) error) (complete bool, err error) {
 	if p.tcp == nil {
 		return false, nil
 	}
-	paths, err := netNamespaces()
-	if err != nil {
+	if err := p.want(states); err != nil {
 		return false, err
 	}
 	complete = true
@@ -54,16 +128,6 @@ func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 		}
 	}
 	return complete, nil
-}
-
-// Descriptors calls f with a Socket record for every descriptor of a TCP socket,
-// in all network namespaces, of the processes in our PID namespace; and with the
-// records of the ring buffer between them, as Scan does.
-func (p *Probe) Descriptors(f func(raw []byte) error) error {
-	if p.files == nil {
-		return nil
-	}
-	return p.readRows(p.files, f)
 }
 
 func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {

@@ -17,10 +17,10 @@ type tcptraceAccept struct {
 	_    structs.HostLayout
 	Ev   tcptraceEvent
 	Proc struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Pad  uint32
-		Comm [16]uint8
+		_      structs.HostLayout
+		Pid    uint32
+		Hidden uint32
+		Comm   [16]uint8
 	}
 }
 
@@ -55,16 +55,16 @@ type tcptraceProcess struct {
 	_    structs.HostLayout
 	Ev   tcptraceEvent
 	Proc struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Pad  uint32
-		Comm [16]uint8
+		_      structs.HostLayout
+		Pid    uint32
+		Hidden uint32
+		Comm   [16]uint8
 	}
 	Parent struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Pad  uint32
-		Comm [16]uint8
+		_      structs.HostLayout
+		Pid    uint32
+		Hidden uint32
+		Comm   [16]uint8
 	}
 }
 
@@ -75,21 +75,24 @@ type tcptraceRemoteKey struct {
 }
 
 type tcptraceSocketRow struct {
-	_       structs.HostLayout
-	Tr      tcptraceTransition
-	QuietNs uint64
-	Fd      int32
-	Pad     uint32
+	_        structs.HostLayout
+	Tr       tcptraceTransition
+	QuietNs  uint64
+	UnsentNs uint64
+	Fd       int32
+	Queued   uint32
+	Kernel   uint8
+	Pad      [7]uint8
 }
 
 type tcptraceTransition struct {
 	_    structs.HostLayout
 	Ev   tcptraceEvent
 	Proc struct {
-		_    structs.HostLayout
-		Pid  uint32
-		Pad  uint32
-		Comm [16]uint8
+		_      structs.HostLayout
+		Pid    uint32
+		Hidden uint32
+		Comm   [16]uint8
 	}
 	Family   uint16
 	Lport    uint16
@@ -114,6 +117,7 @@ const (
 	tcptraceMapLastSeen         = "last_seen"
 	tcptraceMapListenerOf       = "listener_of"
 	tcptraceMapRemotes          = "remotes"
+	tcptraceMapWanted           = "wanted"
 	tcptraceProgAcceptExit      = "accept_exit"
 	tcptraceProgAcceptSyscall   = "accept_syscall"
 	tcptraceProgDestroySock     = "destroy_sock"
@@ -201,6 +205,7 @@ type tcptraceMapSpecs struct {
 	LastSeen   *ebpf.MapSpec `ebpf:"last_seen"`
 	ListenerOf *ebpf.MapSpec `ebpf:"listener_of"`
 	Remotes    *ebpf.MapSpec `ebpf:"remotes"`
+	Wanted     *ebpf.MapSpec `ebpf:"wanted"`
 }
 
 // tcptraceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -250,6 +255,7 @@ type tcptraceMaps struct {
 	LastSeen   *ebpf.Map `ebpf:"last_seen"`
 	ListenerOf *ebpf.Map `ebpf:"listener_of"`
 	Remotes    *ebpf.Map `ebpf:"remotes"`
+	Wanted     *ebpf.Map `ebpf:"wanted"`
 }
 
 func (m *tcptraceMaps) Close() error {
@@ -259,6 +265,7 @@ func (m *tcptraceMaps) Close() error {
 		m.LastSeen,
 		m.ListenerOf,
 		m.Remotes,
+		m.Wanted,
 	)
 }
 

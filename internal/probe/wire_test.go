@@ -26,7 +26,7 @@ var addr = func(last byte) [16]uint8 { return [16]uint8{0x20, 0x01, 0x0d, 0xb8, 
 func wireTransition(kind uint8) (w tcptraceTransition) {
 	w.Ev.KtimeNs, w.Ev.Skaddr, w.Ev.Cookie, w.Ev.Netns = 1<<40+1, 1<<63+2, 1<<41+3, 4
 	w.Ev.Kind, w.Ev.Oldstate, w.Ev.Newstate, w.Ev.Flags = kind, 5, 6, 0xa7
-	w.Proc.Pid, w.Proc.Comm = 8, [16]uint8{'n', 'g', 'i', 'n', 'x'}
+	w.Proc.Pid, w.Proc.Hidden, w.Proc.Comm = 8, 9, [16]uint8{'n', 'g', 'i', 'n', 'x'}
 	w.Family, w.Lport, w.Rport, w.Shutdown = 10, 11, 12, 3
 	w.Laddr, w.Raddr = addr(1), addr(2)
 	w.Listener, w.Err, w.Unread, w.Sent, w.Received = 1<<42+13, 14, 15, 1<<43+16, 1<<44+17
@@ -37,7 +37,7 @@ func decodedTransition(kind events.Kind) events.Event {
 	return events.Event{
 		Ktime: 1<<40 + 1, Skaddr: 1<<63 + 2, Cookie: 1<<41 + 3, Netns: 4,
 		Kind: kind, Old: 5, New: 6, Flags: 0xa7,
-		Proc:     events.Proc{Pid: 8, Comm: events.MakeComm("nginx")},
+		Proc:     events.Proc{Pid: 8, Hidden: 9, Comm: events.MakeComm("nginx")},
 		Lport:    11,
 		Rport:    12,
 		Shutdown: 3,
@@ -54,9 +54,10 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 	var accept tcptraceAccept
 	accept.Ev.Kind, accept.Ev.Skaddr, accept.Proc.Pid = 3, 5, 6
 
-	row := tcptraceSocketRow{Tr: wireTransition(4), QuietNs: 1<<45 + 18, Fd: 19}
+	row := tcptraceSocketRow{Tr: wireTransition(4), QuietNs: 1<<45 + 18, UnsentNs: 1<<46 + 19, Fd: 20, Queued: 21, Kernel: 1}
 	decodedRow := decodedTransition(events.Socket)
-	decodedRow.Quiet, decodedRow.Fd = 1<<45+18, 19
+	decodedRow.Quiet, decodedRow.Unsent, decodedRow.Fd = 1<<45+18, 1<<46+19, 20
+	decodedRow.Queued, decodedRow.Kernel = 21, true
 
 	var process tcptraceProcess
 	process.Ev.Kind, process.Ev.KtimeNs, process.Proc.Pid, process.Parent.Pid = 5, 7, 20, 21
@@ -92,11 +93,11 @@ func TestAppendForkWritesWhatTheCompilerLaysOut(t *testing.T) {
 	var want tcptraceProcess
 	want.Ev.Kind, want.Ev.KtimeNs = 5, 1<<40
 	want.Proc.Pid, want.Proc.Comm = 2, [16]uint8{'a'}
-	want.Parent.Pid, want.Parent.Comm = 4, [16]uint8{'b'}
+	want.Parent.Hidden, want.Parent.Comm = 4, [16]uint8{'b'}
 
 	got := events.AppendFork(nil, 1<<40,
 		events.Proc{Pid: 2, Comm: events.MakeComm("a")},
-		events.Proc{Pid: 4, Comm: events.MakeComm("b")})
+		events.Proc{Hidden: 4, Comm: events.MakeComm("b")})
 	if diff := cmp.Diff(marshal(t, want), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -5,10 +5,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // FS is a mounted procfs. Its PIDs are those of the PID namespace that it was
@@ -32,11 +36,8 @@ var ErrNoProcess = errors.New("no such process")
 // Process returns the process, or the thread, with this PID.
 func (f FS) Process(pid uint32) (Process, error) {
 	p := Process{Pid: pid}
-	dir := filepath.Join(f.root, strconv.FormatUint(uint64(pid), 10))
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return p, ErrNoProcess
-	}
+	dir := f.dir(pid)
+	stat, err := f.read(pid, "stat")
 	if err != nil {
 		return p, err
 	}
@@ -62,6 +63,111 @@ func (f FS) Process(pid uint32) (Process, error) {
 		}
 	}
 	return p, nil
+}
+
+// Exe returns the path of the program that the process runs, as /proc has it:
+// with " (deleted)" behind it where the file is gone. It is "" for a process that
+// runs none, as kernel threads and zombies do.
+func (f FS) Exe(pid uint32) (string, error) {
+	exe, err := os.Readlink(filepath.Join(f.dir(pid), "exe"))
+	if err = f.gone(pid, err); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return exe, err
+}
+
+// Files returns how many descriptors the process has open, and its soft limit of
+// their number, math.MaxUint64 for none.
+func (f FS) Files(pid uint32) (open uint32, limit uint64, err error) {
+	limits, err := f.read(pid, "limits")
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(limits) == 0 { // it went after the file was opened
+		return 0, 0, ErrNoProcess
+	}
+	if limit, err = fileLimit(limits); err != nil {
+		return 0, 0, fmt.Errorf("%s/limits: %w", f.dir(pid), err)
+	}
+	if open, err = openFiles(filepath.Join(f.dir(pid), "fd")); err != nil {
+		return 0, 0, f.gone(pid, err)
+	}
+	return open, limit, nil
+}
+
+// fileLimit finds the soft limit of open files in the content of a limits file.
+func fileLimit(limits []byte) (uint64, error) {
+	for line := range bytes.Lines(limits) {
+		v, ok := bytes.CutPrefix(line, []byte("Max open files "))
+		if !ok {
+			continue
+		}
+		soft, _, _ := bytes.Cut(bytes.TrimLeft(v, " "), []byte(" "))
+		if string(soft) == "unlimited" {
+			return math.MaxUint64, nil
+		}
+		return strconv.ParseUint(string(soft), 10, 64)
+	}
+	return 0, errors.New("no limit of open files")
+}
+
+// openFiles counts the descriptors in a process's directory of them.
+func openFiles(dir string) (uint32, error) {
+	// Since Linux 6.2 their number is the directory's size. What a directory on
+	// another file system has as its size is something else.
+	var on unix.Statfs_t
+	if err := unix.Statfs(dir, &on); err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if on.Type == unix.PROC_SUPER_MAGIC {
+		info, err := os.Stat(dir)
+		if err != nil {
+			return 0, err
+		}
+		if info.Size() > 0 {
+			return uint32(info.Size()), nil
+		}
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = d.Close() }() // it was only read
+	for n := uint32(0); ; {
+		names, err := d.Readdirnames(1024) // a server may have a million
+		n += uint32(len(names))
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func (f FS) dir(pid uint32) string {
+	return filepath.Join(f.root, strconv.FormatUint(uint64(pid), 10))
+}
+
+// read returns the content of a file of the process.
+func (f FS) read(pid uint32, name string) ([]byte, error) {
+	content, err := os.ReadFile(filepath.Join(f.dir(pid), name))
+	return content, f.gone(pid, err)
+}
+
+// gone returns ErrNoProcess where err says that there is no such process, and
+// else err as it is: that a file is missing may be true of this kernel, or this
+// kind of process.
+func (f FS) gone(pid uint32, err error) error {
+	if errors.Is(err, unix.ESRCH) { // it went after the file was opened
+		return ErrNoProcess
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, none := os.Lstat(f.dir(pid)); errors.Is(none, fs.ErrNotExist) {
+			return ErrNoProcess
+		}
+	}
+	return err
 }
 
 func number(b []byte) uint32 {

@@ -3,6 +3,7 @@ package procinfo
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,6 +87,24 @@ func TestAProcessThatIsNotThereIsErrNoProcess(t *testing.T) {
 			t.Errorf("a process that %s: got error %v, want ErrNoProcess", what, err)
 		}
 	}
+	expectGone(t, Open(f.root), 1)
+}
+
+// expectGone checks that nothing can be read of the process, because it is gone.
+func expectGone(t *testing.T, proc FS, pid uint32) {
+	t.Helper()
+	if got, err := proc.Process(pid); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("Process: got %+v, error %v; want ErrNoProcess", got, err)
+	}
+	if got, err := proc.Container(pid); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("Container: got %q, error %v; want ErrNoProcess", got, err)
+	}
+	if got, err := proc.Exe(pid); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("Exe: got %q, error %v; want ErrNoProcess", got, err)
+	}
+	if open, limit, err := proc.Files(pid); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("Files: got %d of %d, error %v; want ErrNoProcess", open, limit, err)
+	}
 }
 
 func TestAStatThatIsNoneIsAnErrorThatNamesTheFile(t *testing.T) {
@@ -153,6 +172,84 @@ func TestParentsComeBeforeTheirChildren(t *testing.T) {
 	}
 }
 
+// limits are lines of a limits file, with this soft limit of open files.
+func limits(files string) string {
+	const format = "%-25s %-20s %-20s %-10s\n" // of fs/proc/base.c
+	return fmt.Sprintf(format, "Limit", "Soft Limit", "Hard Limit", "Units") +
+		fmt.Sprintf(format, "Max core file size", "0", "unlimited", "bytes") +
+		fmt.Sprintf(format, "Max open files", files, "1048576", "files") +
+		fmt.Sprintf(format, "Max locked memory", "8388608", "8388608", "bytes")
+}
+
+func TestOpenFilesAreCountedAndTheirLimitIsRead(t *testing.T) {
+	for _, c := range []struct {
+		open  uint32
+		soft  string
+		limit uint64
+	}{
+		{0, "1024", 1024},
+		{5, "unlimited", math.MaxUint64},
+		{3, "0", 0},
+		{1, "18446744073709551615", math.MaxUint64},
+		{1500, "1073741816", 1073741816}, // more than are read at a time
+	} {
+		f := newFixture(t)
+		f.file("42", "limits", limits(c.soft))
+		if err := os.Mkdir(filepath.Join(f.root, "42", "fd"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for fd := range c.open {
+			f.file("42/fd", fmt.Sprint(fd), "")
+		}
+		open, limit, err := Open(f.root).Files(42)
+		if open != c.open || limit != c.limit || err != nil {
+			t.Errorf("got %d open of %d, error %v; want %d of %d", open, limit, err, c.open, c.limit)
+		}
+	}
+}
+
+func TestALimitsFileThatIsNoneIsAnErrorThatNamesIt(t *testing.T) {
+	for _, content := range []string{"\n", "Max open files", limits("many"), limits("-1"), "Max processes 1 1 processes\n"} {
+		f := newFixture(t)
+		f.file("42", "limits", content)
+		f.file("42/fd", "0", "")
+		want := filepath.Join(f.root, "42", "limits")
+		if _, _, err := Open(f.root).Files(42); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("content %q: got error %v, want one with %s", content, err, want)
+		}
+	}
+}
+
+func TestAProcessThatGoesWhileItsLimitsAreReadIsErrNoProcess(t *testing.T) {
+	f := newFixture(t)
+	f.file("42", "limits", "") // what the kernel shows of one that was reaped
+	f.file("42/fd", "0", "")
+	if open, limit, err := Open(f.root).Files(42); !errors.Is(err, ErrNoProcess) {
+		t.Errorf("got %d of %d, error %v; want ErrNoProcess", open, limit, err)
+	}
+}
+
+func TestTheProgramIsReadAsProcHasIt(t *testing.T) {
+	for _, exe := range []string{"/usr/sbin/nginx", "/usr/sbin/nginx (deleted)", "/opt/my app/\n\xff", strings.Repeat("/long", 700)} {
+		f := newFixture(t)
+		f.process(42, 42, 1, "nginx")
+		if err := os.Symlink(exe, filepath.Join(f.root, "42", "exe")); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Open(f.root).Exe(42); got != exe || err != nil {
+			t.Errorf("got %q, error %v; want %q", got, err, exe)
+		}
+	}
+}
+
+func TestAProcessWithoutAProgramIsNotGone(t *testing.T) {
+	f := newFixture(t)
+	f.process(2, 2, 0, "kthreadd")
+	if got, err := Open(f.root).Exe(2); got != "" || err != nil {
+		t.Errorf("got %q, error %v; want none", got, err)
+	}
+}
+
 func TestAProcfsThatIsNotThereIsAnError(t *testing.T) {
 	if got, err := Open(filepath.Join(t.TempDir(), "proc")).Processes(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v and error %v, want one that it does not exist", got, err)
@@ -214,8 +311,82 @@ func TestTheRealProcHasNoProcessThatHasEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Its number is given to another only after all others were.
-	pid := uint32(cmd.Process.Pid)
-	if got, err := Open("/proc").Process(pid); !errors.Is(err, ErrNoProcess) {
-		t.Errorf("process %d, which has ended: got %+v, error %v; want ErrNoProcess", pid, got, err)
+	expectGone(t, Open("/proc"), uint32(cmd.Process.Pid))
+}
+
+func TestTheRealProcCountsTheFilesOfThisProcess(t *testing.T) {
+	proc, pid := Open("/proc"), uint32(os.Getpid())
+	before, limit, err := proc.Files(pid)
+	if err != nil {
+		t.Fatal(err)
 	}
+	var want unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &want); err != nil {
+		t.Fatal(err)
+	}
+	if limit != want.Cur {
+		t.Errorf("got a limit of %d, want %d", limit, want.Cur)
+	}
+	const more = 100
+	for range more {
+		f, err := os.Open("/dev/null")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+	}
+	if after, _, err := proc.Files(pid); err != nil || after != before+more {
+		t.Errorf("got %d open files, error %v; want %d more than %d", after, err, more, before)
+	}
+}
+
+func TestTheRealProcKnowsWhichProgramRuns(t *testing.T) {
+	want, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Open("/proc").Exe(uint32(os.Getpid())); err != nil || got != want {
+		t.Errorf("got %q, error %v; want %q", got, err, want)
+	}
+
+	// And that its file was removed.
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(sleep)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "sleep")
+	if err := os.WriteFile(copied, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(copied, "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := uint32(cmd.Process.Pid)
+	if err := os.Remove(copied); err != nil {
+		t.Error(err)
+	}
+	if got, err := Open("/proc").Exe(pid); err != nil || got != copied+" (deleted)" {
+		t.Errorf("got %q, error %v; want %q", got, err, copied+" (deleted)")
+	}
+
+	// A zombie runs nothing, but is there.
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, int(pid), &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Open("/proc").Exe(pid); err != nil || got != "" {
+		t.Errorf("a zombie: got %q, error %v; want none", got, err)
+	}
+	if open, _, err := Open("/proc").Files(pid); err != nil || open != 0 {
+		t.Errorf("a zombie: got %d open files, error %v; want 0", open, err)
+	}
+	_ = cmd.Wait() // it was killed
 }

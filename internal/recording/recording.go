@@ -19,7 +19,7 @@ import (
 
 const (
 	magic   = "TCPTRACE"
-	version = 1
+	version = 2
 )
 
 type frame byte
@@ -30,6 +30,7 @@ const (
 	frameScanned
 	frameBooks
 	frameProbe
+	frameDetails
 )
 
 // A Sink takes what a run consists of. The tracing pipeline is one, and a Writer.
@@ -39,12 +40,14 @@ type Sink interface {
 	// Clock lets time pass: ktime is the kernel's clock (CLOCK_BOOTTIME, ns),
 	// wall what to add to it for nanoseconds of Unix time.
 	Clock(ktime uint64, wall int64) error
-	// Scanned ends the first scan; complete if it reached every socket.
+	// Scanned ends a scan; complete if it reached every socket that it was to.
 	Scanned(complete bool) error
 	// Books takes the kernel side's counters.
 	Books(events.Books) error
 	// Probe names the variant in use for a facility; "" is none.
 	Probe(facility, variant string) error
+	// Details takes what /proc says of a process. It does not keep d.
+	Details(d *events.Details) error
 }
 
 // A Writer is a Sink that writes to a file. It belongs to one goroutine.
@@ -101,6 +104,14 @@ func (w *Writer) Books(k events.Books) error {
 // Probe implements Sink.
 func (w *Writer) Probe(facility, variant string) error {
 	return w.frame(frameProbe, []byte(facility+"="+variant))
+}
+
+// Details implements Sink.
+func (w *Writer) Details(d *events.Details) error {
+	b := binary.LittleEndian.AppendUint32(nil, d.Pid)
+	b = binary.LittleEndian.AppendUint32(b, d.OpenFiles)
+	b = binary.LittleEndian.AppendUint64(b, d.FileLimit)
+	return w.frame(frameDetails, append(b, d.Container+"\x00"+d.Exe...))
 }
 
 // Flush hands everything to the underlying writer.
@@ -163,6 +174,10 @@ func play(f frame, b []byte, s Sink) error {
 	case f == frameProbe:
 		facility, variant, _ := strings.Cut(string(b), "=")
 		return s.Probe(facility, variant)
+	case f == frameDetails && len(b) >= 16:
+		d := events.Details{Pid: le.Uint32(b), OpenFiles: le.Uint32(b[4:]), FileLimit: le.Uint64(b[8:])}
+		d.Container, d.Exe, _ = strings.Cut(string(b[16:]), "\x00")
+		return s.Details(&d)
 	}
 	return fmt.Errorf("%w: frame of type %d with %d bytes", ErrFormat, f, len(b))
 }

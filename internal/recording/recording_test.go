@@ -21,6 +21,7 @@ type (
 	scannedCall struct{ Complete bool }
 	booksCall   struct{ Books events.Books }
 	probeCall   struct{ Facility, Variant string }
+	detailsCall struct{ Details events.Details }
 	clockCall   struct {
 		Ktime uint64
 		Wall  int64
@@ -30,11 +31,12 @@ type (
 // sinkFunc is a Sink that is one function of the calls.
 type sinkFunc func(call any) error
 
-func (f sinkFunc) Event(raw []byte) error         { return f(eventCall{string(raw)}) }
-func (f sinkFunc) Clock(k uint64, w int64) error  { return f(clockCall{k, w}) }
-func (f sinkFunc) Scanned(complete bool) error    { return f(scannedCall{complete}) }
-func (f sinkFunc) Books(b events.Books) error     { return f(booksCall{b}) }
-func (f sinkFunc) Probe(facility, v string) error { return f(probeCall{facility, v}) }
+func (f sinkFunc) Event(raw []byte) error          { return f(eventCall{string(raw)}) }
+func (f sinkFunc) Clock(k uint64, w int64) error   { return f(clockCall{k, w}) }
+func (f sinkFunc) Scanned(complete bool) error     { return f(scannedCall{complete}) }
+func (f sinkFunc) Books(b events.Books) error      { return f(booksCall{b}) }
+func (f sinkFunc) Probe(facility, v string) error  { return f(probeCall{facility, v}) }
+func (f sinkFunc) Details(d *events.Details) error { return f(detailsCall{*d}) }
 
 // keep is a Sink that appends to calls.
 func keep(calls *[]any) sinkFunc {
@@ -71,6 +73,8 @@ func do(s Sink, call any) error {
 		return s.Books(c.Books)
 	case probeCall:
 		return s.Probe(c.Facility, c.Variant)
+	case detailsCall:
+		return s.Details(&c.Details)
 	}
 	panic("no such call")
 }
@@ -97,6 +101,8 @@ func sample() []any {
 	return []any{
 		probeCall{"transitions", "tp_btf"},
 		probeCall{"clock", ""},
+		detailsCall{events.Details{Pid: 1<<32 - 1, OpenFiles: 1<<32 - 1, FileLimit: 1<<64 - 1, Exe: "/usr/bin/\xff (deleted)", Container: "0123abcd"}},
+		detailsCall{},
 		clockCall{1, 1_700_000_000_000_000_000},
 		eventCall{strings.Repeat("\x00", 128)},
 		scannedCall{true},
@@ -203,7 +209,7 @@ func TestReplayRefusesWhatIsNoRecording(t *testing.T) {
 		{"text", []byte("{\"type\":\"transition\"}\n"), "not a tcptrace recording"},
 		{"another magic", changed(0, 't'), "not a tcptrace recording"},
 		{"a later version", changed(8, 200), "it has version 200"},
-		{"a much later version", changed(11, 1), "it has version 16777217"},
+		{"a much later version", changed(11, 1), "it has version 16777218"},
 		{"frame type 0", append(header, 0, 0, 0), "type 0"},
 		{"frame type 99", append(header, 99, 2, 0, 1, 2), "type 99 with 2 bytes"},
 		{"a clock that is too short", append(header, byte(frameClock), 1, 0, 1), "with 1 bytes"},
@@ -318,8 +324,9 @@ func BenchmarkReplay(b *testing.B) {
 // nothing is a Sink that costs nothing.
 type nothing struct{}
 
-func (nothing) Event([]byte) error         { return nil }
-func (nothing) Clock(uint64, int64) error  { return nil }
-func (nothing) Scanned(bool) error         { return nil }
-func (nothing) Books(events.Books) error   { return nil }
-func (nothing) Probe(string, string) error { return nil }
+func (nothing) Event([]byte) error            { return nil }
+func (nothing) Clock(uint64, int64) error     { return nil }
+func (nothing) Scanned(bool) error            { return nil }
+func (nothing) Books(events.Books) error      { return nil }
+func (nothing) Details(*events.Details) error { return nil }
+func (nothing) Probe(string, string) error    { return nil }

@@ -26,13 +26,16 @@ type Encoder struct {
 
 func (e *Encoder) appendHead(b []byte, ktime uint64, s *aggregate.Ends) []byte {
 	b = time.Unix(0, int64(ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
-	pid, comm := "-", "-"
-	if s.Owner.Pid != 0 {
-		pid = strconv.FormatUint(uint64(s.Owner.Pid), 10)
-		comm = Printable(s.Owner.Comm.Bytes())
-	}
+	pid, comm := owner(&s.Owner)
 	return fmt.Appendf(b, " %-7s %-16s %-21s %-21s ", pid, comm,
 		endpoint(s.Laddr, s.Lport), endpoint(s.Raddr, s.Rport))
+}
+
+func owner(o *aggregate.Owner) (pid, comm string) {
+	if o.Pid == 0 {
+		return "-", "-"
+	}
+	return strconv.FormatUint(uint64(o.Pid), 10), Printable(o.Comm.Bytes())
 }
 
 func endpoint(a events.Addr, port uint16) string {
@@ -118,7 +121,16 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 		h := &s.Holders[i]
 		b = fmt.Appendf(b, " %s[%d] fd=%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd)
 	}
+	if s.Verdict != aggregate.VerdictNone {
+		b = fmt.Appendf(b, " %s", s.Verdict)
+	}
 	return append(b, '\n')
+}
+
+// Finding appends f as one line.
+func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
+	b = time.Unix(0, int64(f.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
+	return fmt.Appendf(b, " finding %s %s %s: %s\n", f.Status, f.Severity, f.Kind, Printable([]byte(f.Message)))
 }
 
 // Stats appends s as one line.

@@ -2,13 +2,14 @@ package aggregate
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
 // One whole connection of the storm, both ends: what a busy host does all day.
 func BenchmarkObserve(b *testing.B) {
-	tr := NewTracker(take{connection: func(*Connection) {}}, &Filter{}, 1<<20)
+	tr := NewTracker(take{connection: func(*Connection) {}}, &Filter{}, 1<<20, time.Minute)
 	s := &story{ms: 1}
 	var evs []events.Event
 	add := func(k sock, kind events.Kind, from, to string, opts ...func(*events.Event)) {

@@ -120,4 +120,5 @@ func (o take) Connection(r *Connection) bool {
 	return true
 }
 
-func (take) Socket(*Socket) bool { return true }
+func (take) Socket(*Socket) bool   { return true }
+func (take) Finding(*Finding) bool { return true }

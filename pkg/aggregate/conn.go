@@ -20,7 +20,10 @@ type conn struct {
 	role      Role
 	closer    Closer
 	call      CloseCall
+	end       End
 	startErr  uint32 // sk_err that an earlier connection left behind
+	proc      uint32 // Owner's, in Tracker.procs; nobody for a SourceListener
+	listener  uint64 // cookie of the listener in whose queue it is or was
 
 	verdict   verdict
 	excluded  bool // by its ends, which is for good
@@ -31,9 +34,25 @@ type conn struct {
 	gap       bool // a transition was missed since the last one that was reported
 	missed    bool // a transition was missed
 	unprinted uint32
-	quiet     uint64 // of a scanned socket
-	unread    uint32
 	free      uint32 // next in the free list, when unused
+
+	// What the scans say.
+	quiet    uint64 // when it was found: at least so long in its state
+	active   uint64 // Ktime at which it was last seen to be in use, in CLOSE_WAIT
+	sent     uint64 // in CLOSE_WAIT, when it was last looked at
+	unread   uint32 // likewise; a FIN counts as 1
+	scan     uint32 // the last scan that found it; 0: none
+	holder   uint32 // its last holder of that scan, in Tracker.holders; 0: none
+	examined bool   // a scan has found it in CLOSE_WAIT
+	accepted bool   // somebody has, or had, a descriptor of it
+	kernel   bool
+	unseen   uint8 // complete scans since then that did not find it
+
+	// See suspects.
+	suspect uint8
+	prev    uint32
+	next    uint32
+	finding uint32 // that it is a member of
 }
 
 // begin makes c a new connection of the same socket, or the first. Who holds the
@@ -43,6 +62,7 @@ func (c *conn) begin(ev *events.Event) {
 		Ends:      Ends{Cookie: c.Cookie, Netns: ev.Netns, Owner: c.Owner},
 		skaddr:    ev.Skaddr,
 		state:     ev.Old,
+		proc:      c.proc,
 		byProcess: c.byProcess,
 		byQueue:   c.byQueue,
 	}

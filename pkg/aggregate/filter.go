@@ -8,21 +8,24 @@ import (
 )
 
 // Filter says which sockets records are made for. Its parts combine with AND;
-// an empty part lets everything through. All but Pids, Comms and Follow can be
-// decided in the kernel too, which does so early where it can.
+// an empty part lets everything through. All but the first four can be decided in
+// the kernel too, which does so early where it can.
 type Filter struct {
-	Pids    []uint32 // processes that hold or held the socket, in the agent's PID namespace
-	Comms   []events.Comm
-	Follow  bool // the children of the processes above too
-	Lports  []uint16
-	Rports  []uint16
-	Family  int // 4, 6, or 0 for both
-	Remotes []netip.Prefix
-	Netns   uint32
+	Pids      []uint32 // processes that hold or held the socket, in the agent's PID namespace
+	Comms     []events.Comm
+	Container string // a prefix of the id of the container that such a process is in
+	Follow    bool   // the children of the processes above too
+	Lports    []uint16
+	Rports    []uint16
+	Family    int // 4, 6, or 0 for both
+	Remotes   []netip.Prefix
+	Netns     uint32
 }
 
 // ByProcess reports whether f looks at the process.
-func (f *Filter) ByProcess() bool { return len(f.Pids) > 0 || len(f.Comms) > 0 }
+func (f *Filter) ByProcess() bool {
+	return len(f.Pids) > 0 || len(f.Comms) > 0 || f.Container != ""
+}
 
 // verdict is what a filter says of a socket: undecided as long as what it asks
 // about is not known.
@@ -74,47 +77,4 @@ func containsAddr(ps []netip.Prefix, a netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// processes is the part of a Filter that looks at processes, and what it has
-// learned since: the children, and who has gone.
-type processes struct {
-	filter   *Filter
-	pids     map[uint32]bool // of Filter.Pids, those that no other process has now
-	children map[uint32]bool // descendants of a process that matches
-}
-
-func newProcesses(f *Filter) processes {
-	p := processes{filter: f, pids: map[uint32]bool{}, children: map[uint32]bool{}}
-	for _, pid := range f.Pids {
-		p.pids[pid] = true
-	}
-	return p
-}
-
-// match reports whether f asks for this process.
-func (p *processes) match(pid uint32, comm *events.Comm) bool {
-	if pid == 0 {
-		return false
-	}
-	if p.children[pid] {
-		return true
-	}
-	if len(p.filter.Pids) > 0 && !p.pids[pid] {
-		return false
-	}
-	return len(p.filter.Comms) == 0 || slices.Contains(p.filter.Comms, *comm)
-}
-
-// forked takes a fork; or, if old, that child was parent's when tracing started.
-func (p *processes) forked(parent, child *events.Proc, old bool) {
-	if !old {
-		// Whoever had this PID before has exited. Its exit itself would come
-		// too early: the sockets are closed after it.
-		delete(p.pids, child.Pid)
-		delete(p.children, child.Pid)
-	}
-	if p.filter.Follow && child.Pid != 0 && p.match(parent.Pid, &parent.Comm) {
-		p.children[child.Pid] = true
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -100,7 +101,7 @@ func TestFollowTakesChildrenAndOnlyThose(t *testing.T) {
 // scan is over.
 func TestAProcessThatWasThereBeforeKeepsItsPid(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10)
+	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10, time.Minute)
 	s.fork(1, 2, "cli")
 	s.fork(2, 3, "child")
 	s.tr.Scanned(true)

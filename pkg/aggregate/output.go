@@ -106,6 +106,7 @@ func (t *Tracker) print(i uint32) {
 
 func (t *Tracker) emit(c *conn, tr *Transition) {
 	tr.Unprinted = c.unprinted
+	tr.Container = t.procs.container(c.proc)
 	if !t.out.Transition(tr) {
 		c.unprinted++
 	}
@@ -117,9 +118,11 @@ func (t *Tracker) Tick(ktime uint64) {
 	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, _ *conn) { t.yield(i) })
 	t.ownerless = t.expire(t.ownerless, ktime, seekAfter, func(_ uint32, c *conn) {
 		if c.sought && c.Owner.Source == SourceNone {
-			t.wantScan = true
+			t.wantOwners = true
 		}
 	})
+	t.expireSuspects()
+	t.report()
 }
 
 // expire calls f for the waiters that have waited for as long as after, if their
@@ -136,11 +139,24 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 	return ws[:copy(ws, ws[n:])]
 }
 
-// Scanned ends the first scan: a Socket record is made for each socket that it
-// found. With complete, a socket that is unknown from now (the last Tick) on is
-// one whose beginning was missed; before, it may have gone while the scan was
-// under way.
+// Scanned ends a scan. After the first, a Socket record is made for each socket
+// that it found. With complete, the scan has reached every socket that it was to
+// look for: one that is unknown from now (the last Tick) on is one whose beginning
+// was missed; before, it may have gone while the scan was under way.
 func (t *Tracker) Scanned(complete bool) {
+	if !t.scanDone {
+		t.firstScan()
+		if complete {
+			t.settled = t.now
+		}
+	}
+	t.findLeaks(complete)
+	t.judged = t.now
+	t.scan++
+	t.holders = t.holders[:1]
+}
+
+func (t *Tracker) firstScan() {
 	t.ownQueued()
 	for _, w := range t.scanned {
 		i := t.stillThere(w)
@@ -158,22 +174,20 @@ func (t *Tracker) Scanned(complete bool) {
 		}
 	}
 	t.scanned, t.scanDone = nil, true
-	if complete {
-		t.settled = t.now
-	}
-	clear(t.holders)
+	t.sortSuspects()
+	t.expireSuspects()
 }
 
 func (t *Tracker) emitSocket(i uint32) {
 	c := t.table.at(i)
 	s := Socket{
-		Ends: c.Ends, Ktime: c.asOf, State: c.state, Age: Unknown,
-		Holders: t.holders[i], Unread: c.unread,
+		Ends: c.Ends, Ktime: c.asOf, State: c.state, Age: Unknown, Holders: t.holdersOf(c), Unread: c.unread,
+		Verdict: t.verdictOf(c), Container: t.procs.container(c.proc),
 	}
 	// The last segment with an ACK came in this state: it brought the socket
 	// there, or came later. In the other states nothing says so.
 	switch c.state {
-	case events.Established, events.CloseWait, events.FinWait2, events.Closing:
+	case events.Established, events.CloseWait, events.FinWait2, events.Closing, events.Close:
 		if c.quiet != 0 {
 			s.Age = time.Duration(c.quiet)
 		}

@@ -9,7 +9,7 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 	if ev.Flags&events.HasSocket != 0 && c.Owner.Source == SourceListener {
 		// Accepted, and not by a way that announces itself. Its listener may
 		// be shared by many processes.
-		c.Owner = Owner{}
+		t.setOwner(i, Owner{})
 		t.accepted(i)
 	}
 	if ev.Flags&events.Owned != 0 && ev.Flags&events.KThread == 0 {
@@ -35,7 +35,8 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 // queue ties a socket that nobody has accepted to its listener l.
 func (t *Tracker) queue(i, l uint32) {
 	c, lc := t.table.at(i), t.table.at(l)
-	c.Owner = lc.listenersOwner()
+	t.setOwner(i, lc.listenersOwner())
+	c.listener = lc.Cookie
 	c.byQueue = lc.byProcess
 	// listen() on an unbound socket is announced before it has a port.
 	if lc.Lport == 0 {
@@ -62,14 +63,40 @@ func (c *conn) listenersOwner() Owner {
 	return Owner{Pid: c.Owner.Pid, Comm: c.Owner.Comm, Source: SourceListener}
 }
 
+// setOwner gives the socket to a process: all that is counted by process moves
+// with it.
+func (t *Tracker) setOwner(i uint32, o Owner) {
+	c := t.table.at(i)
+	c.Owner = o
+	proc := uint32(nobody)
+	if o.Source != SourceListener {
+		proc = t.procs.get(o.Pid, &o.Comm)
+	}
+	if proc == c.proc {
+		return
+	}
+	was, is := t.procs.all[c.proc], t.procs.all[proc]
+	was.owned--
+	is.owned++
+	if c.state == events.CloseWait {
+		was.history.PeerClosed--
+		was.history.Held--
+		is.history.PeerClosed++
+		is.history.Held++
+	}
+	t.procs.release(c.proc)
+	c.proc = proc
+}
+
 // own notes that p holds the socket. Who connected, listened, accepted or
 // closed replaces an owner; who merely holds it only fills a gap, since a
 // socket may have many holders.
 func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 	c := t.table.at(i)
 	if p.Pid == 0 {
+		t.procs.hide(p.Hidden)
 		if src != SourceFd && c.Owner.Source == SourceListener {
-			c.Owner = Owner{}
+			t.setOwner(i, Owner{})
 		}
 		return
 	}
@@ -83,7 +110,7 @@ func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 			return
 		}
 	}
-	c.Owner = Owner{Pid: p.Pid, Comm: p.Comm, Source: src}
+	t.setOwner(i, Owner{Pid: p.Pid, Comm: p.Comm, Source: src})
 }
 
 // row takes one socket, or one descriptor of one, that a scan found.
@@ -91,9 +118,8 @@ func (t *Tracker) row(ev *events.Event) {
 	i := t.table.find(ev.Skaddr)
 	if i == 0 {
 		// After the first scan a socket that is not known is one whose events
-		// are still to be read, or that has just gone. One that never was
-		// connected has no story yet.
-		if t.scanDone || ev.New == events.Close {
+		// are still to be read, or that has just gone.
+		if t.scanDone {
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
@@ -102,14 +128,47 @@ func (t *Tracker) row(ev *events.Event) {
 		t.found(i, ev)
 	}
 	c := t.table.at(i)
-	if ev.Fd < 0 || ev.Cookie != 0 && c.Cookie != 0 && ev.Cookie != c.Cookie {
+	if ev.Cookie != 0 && c.Cookie != 0 && ev.Cookie != c.Cookie {
 		return
 	}
-	t.own(i, &ev.Proc, SourceFd)
-	if !t.scanDone && ev.Proc.Pid != 0 {
-		t.holders[i] = append(t.holders[i], Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
+	if c.scan != t.scan {
+		c.scan, c.holder, c.unseen = t.scan, 0, 0
+	}
+	if ev.Fd >= 0 {
+		t.own(i, &ev.Proc, SourceFd)
+		if ev.Proc.Pid != 0 {
+			t.hold(i, Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
+		}
+	}
+	t.catchUp(i, ev)
+	if ev.New == c.state {
+		c.examine(ev)
 	}
 	t.decide(i)
+}
+
+// catchUp notices that a socket has come into a state which it cannot have left,
+// and no event has said so.
+func (t *Tracker) catchUp(i uint32, ev *events.Event) {
+	c := t.table.at(i)
+	// The event may just be on its way: two CPUs hand over not quite in order.
+	if !t.scanDone || ev.Ktime < c.lastKtime+duplicateWithin || ev.New == c.state {
+		return
+	}
+	switch {
+	case ev.New == events.CloseWait && c.state == events.Established:
+		t.miss(c)
+		c.spent.add(events.Established, Unknown)
+		t.enter(i, events.CloseWait)
+		c.closer = CloserRemote
+	case ev.New == events.Close && c.state != events.Listen && c.state != events.Close:
+		t.missEnd(i, ev.Ktime)
+		t.enter(i, events.Close)
+	default:
+		return
+	}
+	c.since, c.asOf, c.quiet = 0, ev.Ktime, ev.Quiet
+	t.becomeSuspect(i)
 }
 
 // found starts the story of a socket that was there before.
@@ -119,8 +178,13 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	c.asOf = ev.Ktime
 	c.learn(ev)
 	c.foundIn(ev.New)
-	c.quiet, c.unread = ev.Quiet, ev.Unread
+	c.quiet = ev.Quiet
 	c.queued = ev.Flags&(events.HasSocket|events.Dead) == 0
+	c.state = events.Close // for the moment
+	t.enter(i, ev.New)
+	if ev.New == events.CloseWait || ev.New == events.Close {
+		t.becomeSuspect(i)
+	}
 	if ev.New == events.Listen && ev.Cookie != 0 {
 		t.listeners[ev.Cookie] = i
 	}
@@ -147,6 +211,9 @@ func (t *Tracker) ownQueued() {
 	at := map[place][]uint32{}
 	for _, i := range t.listeners {
 		c := t.table.at(i)
+		if c.state != events.Listen {
+			continue
+		}
 		p := place{c.Netns, c.Lport}
 		at[p] = append(at[p], i)
 	}

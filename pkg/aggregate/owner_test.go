@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -87,12 +88,12 @@ func TestAScanIsAskedForOnceWhenAnOwnerStaysUnknown(t *testing.T) {
 	s.steps(server, "L>SR SR>E")
 	s.step(server, "E>CW", with(events.HasSocket|events.Done))
 	s.tick()
-	if s.tr.WantScan() {
+	if s.tr.WantScan() != WantNothing {
 		t.Error("wants a scan at once; the accept() may just be returning")
 	}
 	s.pass(150)
 	s.tick()
-	if !s.tr.WantScan() || s.tr.WantScan() {
+	if s.tr.WantScan() != WantOwners || s.tr.WantScan() != WantNothing {
 		t.Error("want one scan after 150 ms")
 	}
 	s.said = nil
@@ -116,7 +117,7 @@ func TestAnAcceptorThatCannotBeSeenLeavesNoOwner(t *testing.T) {
 
 func TestListenersThatShareAPortLeaveTheQueuedWithoutOwner(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000)
+	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
 	other := listen
 	other.addr, other.cookie = 0x11, 0x2
 	noSocket := func(ev *events.Event) { ev.Flags = 0 }

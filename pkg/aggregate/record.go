@@ -71,16 +71,19 @@ type Transition struct {
 	Dwell     time.Duration // in Old; Unknown if its beginning or its end was not seen
 	Gap       bool          // transitions of this socket before this one were missed
 	Unprinted uint32        // records of this socket that were shed before this one
+	Container string        // that the owner is in; "" if none, or not known
 }
 
 // Socket is one socket that was there when tracing started.
 type Socket struct {
 	Ends
-	Ktime   uint64
-	State   events.State
-	Age     time.Duration // at least that long in State; or Unknown
-	Holders []Holder
-	Unread  uint32 // in CLOSE_WAIT: bytes not read, and 1 for the FIN
+	Ktime     uint64
+	State     events.State
+	Age       time.Duration // at least that long in State; or Unknown
+	Holders   []Holder
+	Unread    uint32  // in CLOSE_WAIT: bytes not read, and 1 for the FIN
+	Verdict   Verdict // what its process has failed to do
+	Container string
 }
 
 // Spent is the time that a connection spent in each state.
@@ -152,9 +155,11 @@ const (
 	EndTimeout
 	EndRefused
 	EndAborted
+
+	numEnds
 )
 
-var endNames = [...]string{"", "fin", "reset_sent", "reset_received", "timeout", "refused", "aborted"}
+var endNames = [numEnds]string{"", "fin", "reset_sent", "reset_received", "timeout", "refused", "aborted"}
 
 func (e End) String() string { return endNames[e] }
 
@@ -188,6 +193,7 @@ type Connection struct {
 	Ended     bool   // its end was seen; else Ktime is when that was noticed, and Sent and Received are not known
 	Gap       bool   // transitions were missed
 	Unprinted uint32 // records that were shed
+	Container string
 }
 
 // Stats is the books: how many transitions there were, and what became of them.
@@ -202,6 +208,7 @@ type Stats struct {
 	Records     Records
 	Unprinted   uint64
 	Tracked     int
+	Hidden      int // processes with sockets that our PID namespace does not show
 	Probes      []Probe
 }
 
@@ -215,7 +222,7 @@ func (l Lost) Sum() uint64 { return l.RingFull + l.Nested + l.TableFull + l.Deco
 
 // Records is the number of records printed, by type.
 type Records struct {
-	Transition, Connection, Socket, Stats uint64
+	Transition, Connection, Socket, Finding, Stats uint64
 }
 
 // Probe names the variant in use for a facility of the kernel side; Variant is
@@ -231,4 +238,5 @@ type Output interface {
 	Transition(*Transition) bool
 	Connection(*Connection) bool
 	Socket(*Socket) bool
+	Finding(*Finding) bool
 }

@@ -23,7 +23,7 @@ type story struct {
 
 func newStory(t *testing.T, f Filter) *story {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &f, 1000)
+	s.tr = NewTracker(s, &f, 1000, time.Minute)
 	s.tick()
 	s.tr.Scanned(true)
 	return s
@@ -64,6 +64,22 @@ func (s *story) Socket(r *Socket) bool {
 	line := fmt.Sprintf("%x %s socket %s age=%s", r.Cookie, owner(&r.Owner), short(r.State), inMs(r.Age))
 	for _, h := range r.Holders {
 		line += fmt.Sprintf(" %d/%d", h.Pid, h.Fd)
+	}
+	s.said = append(s.said, line)
+	return true
+}
+
+func (s *story) Finding(r *Finding) bool {
+	if s.refu {
+		return false
+	}
+	e := &r.Evidence
+	line := fmt.Sprintf("finding %s %s %s %s %s(%d) n=%d oldest=%s", r.ID, r.Kind, r.Status, r.Severity, r.Comm.Bytes(), r.Pid, r.Count, inMs(r.Oldest))
+	if e.Verdict != VerdictNone {
+		line += " " + e.Verdict.String()
+	}
+	for _, h := range r.Holders {
+		line += fmt.Sprintf(" %d/%d:%x", h.Pid, h.Fd, h.Cookie)
 	}
 	s.said = append(s.said, line)
 	return true

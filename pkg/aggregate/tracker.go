@@ -27,6 +27,7 @@ type Counts struct {
 	Missed     uint64 // transitions that must have happened and never came, at the least
 	Shed       uint64 // transitions that a filter had not decided about, beyond what is held
 	Tracked    int    // sockets in the table
+	Hidden     int    // processes that our PID namespace does not show
 }
 
 // A Tracker follows every socket through its states. It belongs to one
@@ -43,12 +44,24 @@ type Tracker struct {
 	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
 	ownerless []waiter // in use by a process that nothing has told about; oldest first
 
-	scanned  []waiter // what the first scan found, in its order
-	scanDone bool
-	holders  map[uint32][]Holder // of these
-	settled  uint64              // when the first scan was over: what is unknown since was missed; 0: not yet
-	now      uint64              // the last Tick
-	wantScan bool
+	scanned    []waiter // what the first scan found, in its order
+	scanDone   bool
+	settled    uint64 // when the first scan was over: what is unknown since was missed; 0: not yet
+	now        uint64 // the last Tick
+	wantOwners bool   // only a scan can tell who has a socket
+	wantJudge  bool   // a socket is late
+
+	closeWaitAfter uint64
+	suspects       [2]suspects
+	scan           uint32 // number of the scan under way, or of the next
+	holders        []held // that it has found
+	holderBuf      []Holder
+	judged         uint64 // when the last one was over
+	findings       []*finding
+	freeFindings   []uint32
+	serial         uint64
+	exits          []uint32 // processes that have exited with sockets in CLOSE_WAIT
+	pids           []uint32
 
 	tr Transition // reused: one record is under way at a time
 	cn Connection
@@ -61,16 +74,20 @@ type waiter struct {
 }
 
 // NewTracker returns a tracker that follows at most maxSockets sockets at once
-// and gives the records of those that filter lets through to out.
-func NewTracker(out Output, filter *Filter, maxSockets int) *Tracker {
+// and gives the records of those that filter lets through to out. Those that a
+// process has left in CLOSE_WAIT, or dead and open, for closeWaitAfter are findings.
+func NewTracker(out Output, filter *Filter, maxSockets int, closeWaitAfter time.Duration) *Tracker {
 	return &Tracker{
-		out:       out,
-		filter:    filter,
-		procs:     newProcesses(filter),
-		table:     newTable(maxSockets),
-		listeners: map[uint64]uint32{},
-		held:      map[uint32][]Transition{},
-		holders:   map[uint32][]Holder{},
+		out:            out,
+		filter:         filter,
+		procs:          newProcesses(filter),
+		table:          newTable(maxSockets),
+		listeners:      map[uint64]uint32{},
+		held:           map[uint32][]Transition{},
+		closeWaitAfter: uint64(closeWaitAfter),
+		scan:           1,
+		holders:        make([]held, 1),
+		findings:       make([]*finding, 1),
 	}
 }
 
@@ -78,14 +95,31 @@ func NewTracker(out Output, filter *Filter, maxSockets int) *Tracker {
 func (t *Tracker) Counts() Counts {
 	c := t.counts
 	c.Tracked = len(t.table.bySk)
+	c.Hidden = len(t.procs.hidden)
 	return c
 }
 
-// WantScan reports, once, whether a socket is in use whose owner only a scan of
-// the descriptors can tell.
-func (t *Tracker) WantScan() bool {
-	w := t.wantScan
-	t.wantScan = false
+// Want says what the tracker needs to see.
+type Want uint8
+
+// The wants. WantSuspects: sockets that somebody should have closed, and who holds
+// them. WantOwners: who holds which socket, whatever its state.
+const (
+	WantNothing Want = iota
+	WantSuspects
+	WantOwners
+)
+
+// WantScan says, once, which scan is wanted now.
+func (t *Tracker) WantScan() Want {
+	w := WantNothing
+	switch {
+	case t.wantOwners:
+		w = WantOwners
+	case t.wantJudge || t.list(late).n > 0 && t.now >= t.judged+lookAgainAfter:
+		w = WantSuspects
+	}
+	t.wantOwners, t.wantJudge = false, false
 	return w
 }
 
@@ -101,6 +135,11 @@ func (t *Tracker) Observe(ev *events.Event) {
 			t.own(i, &ev.Proc, SourceAccept)
 			t.accepted(i)
 			t.decide(i)
+			if c := t.table.at(i); c.state == events.Close {
+				// Reset in the accept queue; accept() hands it out all the same.
+				c.since = ev.Ktime
+				t.becomeSuspect(i)
+			}
 		}
 	case events.Socket:
 		t.row(ev)
@@ -153,28 +192,74 @@ func (t *Tracker) transition(ev *events.Event) {
 		if !opening(ev) {
 			c.spent.add(ev.Old, dwell)
 		}
+		if ev.Old == events.CloseWait {
+			t.leaveCloseWait(i, ev, dwell)
+		}
+		t.clearSuspect(i)
 		c.since = ev.Ktime
 	}
 	c.closer = firstFin(c.closer, ev.Old, ev.New)
 	noteCall(c, ev)
-	c.lastOld, c.lastKtime, c.state = ev.Old, ev.Ktime, ev.New
+	c.lastOld, c.lastKtime = ev.Old, ev.Ktime
+	t.enter(i, ev.New)
+	switch {
+	case ev.Old == ev.New:
+	case ev.New == events.CloseWait:
+		c.unread, c.sent = ev.Unread, ev.Sent
+		t.becomeSuspect(i)
+	case died(ev):
+		c.end = endOf(ev)
+		t.becomeSuspect(i)
+	}
 
 	t.decide(i)
 	t.tr = Transition{Ends: c.Ends, Ktime: ev.Ktime, Old: ev.Old, New: ev.New, Dwell: dwell, Gap: c.gap}
 	c.gap = false
 	t.print(i)
 
-	if ev.New == events.Close && ev.Old != events.Close {
-		if ev.Old == events.Listen {
-			delete(t.listeners, c.Cookie)
-		} else {
-			t.finish(i, ev, true)
-		}
+	if ev.New == events.Close && ev.Old != events.Close && ev.Old != events.Listen {
+		t.finish(i, ev, true)
 	}
 	// A filter by ends works in the kernel too: no more will come of this one.
 	// Listeners are kept for their children's sake.
 	if c.excluded && c.state != events.Listen {
 		t.drop(i)
+	}
+}
+
+// enter puts the socket into a state. One that it was in already is not entered
+// anew.
+func (t *Tracker) enter(i uint32, st events.State) {
+	c := t.table.at(i)
+	if c.state == st {
+		return
+	}
+	t.clearSuspect(i)
+	h := &t.procs.all[c.proc].history
+	if c.state == events.CloseWait {
+		h.Held--
+	}
+	if c.state = st; st == events.CloseWait {
+		h.PeerClosed++
+		h.Held++
+	}
+}
+
+// leaveCloseWait notes how a socket leaves CLOSE_WAIT, if it is its process that
+// lets go of it.
+func (t *Tracker) leaveCloseWait(i uint32, ev *events.Event, dwell time.Duration) {
+	c := t.table.at(i)
+	switch {
+	case lettingGo(ev) && ev.Flags&events.Exiting != 0:
+		t.neverClosed(i, ev, c.proc)
+	case lettingGo(ev):
+		t.procs.all[c.proc].history.closed(dwell)
+	case ev.New == events.Close && ev.Flags&(events.Owned|events.HasSocket|events.Dead) == 0 && ev.Err == 0:
+		// inet_child_forget(): its listener was closed; and if that was because
+		// the process exits, so was this.
+		if l := t.listenerOf(c); l != nil && l.state == events.Close && l.call == CallExit {
+			t.neverClosed(i, ev, l.proc)
+		}
 	}
 }
 
@@ -202,6 +287,8 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			if c.state != events.Close && !stale {
 				t.missEnd(i, ev.Ktime)
 			}
+			t.enter(i, ev.Old)
+			t.clearSuspect(i)
 			c.begin(ev)
 			t.begun(i, ev)
 			return i, true
@@ -212,6 +299,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 				t.miss(c)
 			}
 			c.foundIn(ev.Old)
+			t.enter(i, ev.Old)
 			return i, true
 		default:
 			return i, true
@@ -223,6 +311,8 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	}
 	c := t.table.at(i)
 	c.begin(ev)
+	c.state = events.Close // for the moment
+	t.enter(i, ev.Old)
 	c.foundIn(ev.Old)
 	switch {
 	case opens:
@@ -250,6 +340,7 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 		}
 	case ev.Old == events.Listen:
 		c.role = Server
+		c.listener = ev.Listener
 		if l := t.listeners[ev.Listener]; l != 0 && c.Owner.Source == SourceNone {
 			t.queue(i, l)
 		}
@@ -357,6 +448,8 @@ func (t *Tracker) drop(i uint32) {
 		delete(t.listeners, c.Cookie)
 	}
 	delete(t.held, i)
-	delete(t.holders, i)
+	t.enter(i, events.Close)
+	t.clearSuspect(i)
+	t.setOwner(i, Owner{})
 	t.table.remove(i)
 }

@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -226,7 +227,7 @@ func TestWhatWasShedIsShownOnTheNextRecord(t *testing.T) {
 
 func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000)
+	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
 	s.tick()
 	quiet := func(ns uint64) func(*events.Event) { return func(ev *events.Event) { ev.Quiet = ns } }
 	queued := server
@@ -263,7 +264,7 @@ func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 // that led to them after.
 func TestEventsFromBeforeTheFirstScanAreNoGaps(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000)
+	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
 	s.ms = 1010
 	s.row(server, "CW", 1, "srv", 4)
 	s.row(client, "F1", 0, "", -1)

@@ -60,10 +60,12 @@ func (a *Addr) Netip() netip.Addr { return netip.AddrFrom16(*a).Unmap() }
 const CommLen = 16
 
 // Proc is a process in the agent's PID namespace. Pid 0 stands for none, and
-// for one that is not visible from that namespace.
+// for one that is not visible from that namespace: Hidden is then its PID in the
+// initial one, good for telling such processes apart and for nothing else.
 type Proc struct {
-	Pid  uint32
-	Comm Comm
+	Pid    uint32
+	Hidden uint32
+	Comm   Comm
 }
 
 // Comm is a command name as the kernel holds it: any bytes, NUL-padded.
@@ -110,8 +112,20 @@ type Event struct {
 	Received uint64 // payload bytes, and 1 for a received FIN
 
 	// Socket.
-	Quiet uint64 // at least so many ns since the last segment that carried an ACK; 0: unknown
-	Fd    int32  // -1: no descriptor was looked at
+	Quiet  uint64 // at least so many ns in its state, or since the last segment that carried an ACK; 0: unknown
+	Unsent uint64 // ns since data was sent last
+	Queued uint32 // bytes written and not acknowledged, a FIN included
+	Fd     int32  // -1: no descriptor was looked at
+	Kernel bool   // the kernel's own: no process can have it
+}
+
+// Details is what /proc says of a process. What is not known is empty, 0.
+type Details struct {
+	Pid       uint32
+	OpenFiles uint32 // its descriptors
+	FileLimit uint64 // RLIMIT_NOFILE, the soft one
+	Exe       string // path of its program
+	Container string // id of the container that it is in
 }
 
 // The sizes that bpf/tcptrace.h asserts.
@@ -124,7 +138,7 @@ const (
 
 	// SocketSize is the size of a Socket record, the largest, and the only kind
 	// that an iterator writes.
-	SocketSize = 144
+	SocketSize = 160
 )
 
 var sizes = [...]int{
@@ -168,7 +182,10 @@ func Decode(b []byte, ev *Event) error {
 		return decodeSocket(b, ev)
 	case Socket:
 		ev.Quiet = le.Uint64(b[128:])
-		ev.Fd = int32(le.Uint32(b[136:]))
+		ev.Unsent = le.Uint64(b[136:])
+		ev.Fd = int32(le.Uint32(b[144:]))
+		ev.Queued = le.Uint32(b[148:])
+		ev.Kernel = b[152] != 0
 		return decodeSocket(b, ev)
 	case Fork:
 		decodeProc(b[56:], &ev.Parent)
@@ -179,8 +196,18 @@ func Decode(b []byte, ev *Event) error {
 // Ktime returns the time of a record that is at least as long as its header.
 func Ktime(raw []byte) uint64 { return binary.LittleEndian.Uint64(raw) }
 
+// Pid returns the process that does something with a socket, by a record that is
+// at least as long as its header; 0 if there is none.
+func Pid(raw []byte) uint32 {
+	if len(raw) < headerSize+procSize || Kind(raw[28]) == Fork {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(raw[headerSize:])
+}
+
 func decodeProc(b []byte, p *Proc) {
 	p.Pid = binary.LittleEndian.Uint32(b)
+	p.Hidden = binary.LittleEndian.Uint32(b[4:])
 	copy(p.Comm[:], b[8:procSize])
 }
 
@@ -212,6 +239,7 @@ func AppendFork(b []byte, ktime uint64, child, parent Proc) []byte {
 	for i, p := range []Proc{child, parent} {
 		at := headerSize + i*procSize
 		binary.LittleEndian.PutUint32(r[at:], p.Pid)
+		binary.LittleEndian.PutUint32(r[at+4:], p.Hidden)
 		copy(r[at+8:], p.Comm[:])
 	}
 	return append(b, r[:]...)

@@ -1,0 +1,295 @@
+package aggregate
+
+import (
+	"math"
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// The share of RLIMIT_NOFILE, in percent, at which a process is said to run out
+// of descriptors; at which that is critical; and below which it no longer is so.
+const (
+	crowdedPercent  = 80
+	criticalPercent = 95
+	relievedPercent = 75
+)
+
+// A late socket that so many scans have not found has gone, and its end was
+// missed.
+const unseenScans = 2
+
+// A finding is an open problem of one process. What it says is put together anew
+// after every scan.
+type finding struct {
+	kind    Kind
+	proc    uint32
+	serial  uint64
+	members int // late sockets that it is about; of FdLimit, 1 as long as it is so
+	fresh   bool
+
+	count    int
+	first    uint64 // when the oldest became a suspect; 0: there are none
+	holders  []SocketHolder
+	evidence Evidence
+	severity Severity
+
+	reported     bool
+	lastCount    int // as reported last
+	lastAge      uint64
+	lastSeverity Severity
+	peakCount    int
+	peakAge      uint64
+}
+
+// noFinding is the number of what a conn that belongs to no finding belongs to.
+const noFinding = 0
+
+// join makes a conn a member of a finding, and of no other.
+func (t *Tracker) join(i, f uint32) {
+	c := t.table.at(i)
+	if c.finding == f {
+		return
+	}
+	if c.finding != noFinding {
+		t.findings[c.finding].members--
+	}
+	if f != noFinding {
+		t.findings[f].members++
+	}
+	c.finding = f
+}
+
+// findingOf returns the number of the open finding of this kind about a process.
+// It may be new.
+func (t *Tracker) findingOf(kind Kind, proc uint32) uint32 {
+	open := &t.procs.all[proc].open[kind]
+	if *open == noFinding {
+		t.serial++
+		f := &finding{kind: kind, proc: proc, serial: t.serial}
+		if k := len(t.freeFindings); k > 0 {
+			*open, t.freeFindings = t.freeFindings[k-1], t.freeFindings[:k-1]
+			t.findings[*open] = f
+		} else {
+			*open = uint32(len(t.findings))
+			t.findings = append(t.findings, f)
+		}
+	}
+	return *open
+}
+
+// findLeaks weighs the late sockets by what the scan that has just ended says of
+// them. With complete, those that it has not found are not there any more, or
+// have gone meanwhile.
+func (t *Tracker) findLeaks(complete bool) {
+	for _, f := range t.findings {
+		if f != nil && f.kind != FdLimit {
+			f.count, f.first, f.holders, f.evidence = 0, 0, f.holders[:0], Evidence{}
+			f.fresh = true
+		}
+	}
+	var gone []uint32
+	for i := t.list(late).head; i != 0; i = t.table.at(i).next {
+		c := t.table.at(i)
+		if c.scan != t.scan {
+			if c.finding != noFinding {
+				t.count(t.findings[c.finding], c, t.verdictOf(c)) // it is as it was, as far as is known
+			}
+			if complete {
+				c.unseen++
+			}
+			if c.unseen >= unseenScans {
+				gone = append(gone, i)
+			}
+			continue
+		}
+		v := t.verdictOf(c)
+		if c.verdict != yes || v == VerdictNone {
+			t.join(i, noFinding)
+			continue
+		}
+		kind, proc := t.charge(i, v)
+		n := t.findingOf(kind, proc)
+		t.findings[n].fresh = true
+		t.join(i, n)
+		t.count(t.findings[n], c, v)
+	}
+	for _, i := range gone {
+		t.vanish(i, t.now)
+	}
+	for _, f := range t.findings {
+		if f != nil && f.kind != FdLimit {
+			t.weigh(f)
+		}
+	}
+}
+
+// charge says what of, and whom, a socket accuses. A process that was passed the
+// descriptor, or that has inherited it, is the owner once nobody else is.
+func (t *Tracker) charge(i uint32, v Verdict) (Kind, uint32) {
+	c := t.table.at(i)
+	if v == NotAccepted {
+		if l := t.listenerOf(c); l != nil {
+			return CloseWaitLeak, t.culprit(l)
+		}
+		return CloseWaitLeak, nobody
+	}
+	proc := t.culprit(c)
+	if q := t.procs.all[proc]; proc != nobody && q.pid != c.Owner.Pid {
+		t.setOwner(i, Owner{Pid: q.pid, Comm: q.comm, Source: SourceFd})
+	}
+	if v == Dead {
+		return ResetFdLeak, proc
+	}
+	return CloseWaitLeak, proc
+}
+
+// count adds one socket to what a finding says.
+func (t *Tracker) count(f *finding, c *conn, v Verdict) {
+	e := &f.evidence
+	e.Ends.meet(&c.Ends, f.count == 0)
+	f.count++
+	e.Verdicts[v]++
+	if ktime, exact := c.entered(); f.first == 0 || ktime < f.first {
+		f.first, e.Exact = ktime, exact
+	}
+	switch v {
+	case Dead:
+		e.Ended[c.end]++
+	case NotAccepted:
+		if l := t.listenerOf(c); l != nil {
+			e.Listeners = t.addHolders(e.Listeners, l)
+		}
+	default:
+		if c.scan == t.scan && c.holder == 0 {
+			e.NoDescriptor++
+		}
+	}
+	if v != Dead {
+		e.Unread += uint64(max(c.unread, 1) - 1) // without the FIN
+	}
+	f.holders = t.addHolders(f.holders, c)
+}
+
+// addHolders adds the holders of c that are not in hs yet, as many as it may have.
+func (t *Tracker) addHolders(hs []SocketHolder, c *conn) []SocketHolder {
+	if len(hs) == maxFindingHolders {
+		return hs
+	}
+next:
+	for _, h := range t.holdersOf(c) {
+		h := SocketHolder{Holder: h, Cookie: c.Cookie}
+		for _, known := range hs {
+			if known == h {
+				continue next
+			}
+		}
+		if hs = append(hs, h); len(hs) == maxFindingHolders {
+			break
+		}
+	}
+	return hs
+}
+
+// weigh draws the sum of a finding about sockets.
+func (t *Tracker) weigh(f *finding) {
+	e := &f.evidence
+	for v := EOFRead; v <= NotAccepted; v++ {
+		if e.Verdicts[v] > e.Verdicts[e.Verdict] {
+			e.Verdict = v
+		}
+	}
+	f.peakCount = max(f.peakCount, f.count)
+}
+
+// growth remembers how many sockets a process had in CLOSE_WAIT.
+type growth struct {
+	at   [8]uint64
+	held [8]int
+	n    int
+}
+
+func (g *growth) sample(ktime uint64, held int) {
+	if g.n > 0 && ktime < g.at[g.n-1]+uint64(time.Second) {
+		return
+	}
+	if g.n == len(g.at) {
+		copy(g.at[:], g.at[1:])
+		copy(g.held[:], g.held[1:])
+		g.n--
+	}
+	g.at[g.n], g.held[g.n] = ktime, held
+	g.n++
+}
+
+// perMinute is false as long as there is too little to tell.
+func (g *growth) perMinute() (float64, bool) {
+	if g.n == 0 || g.at[g.n-1]-g.at[0] < uint64(5*time.Second) {
+		return 0, false
+	}
+	minutes := time.Duration(g.at[g.n-1] - g.at[0]).Minutes()
+	return float64(g.held[g.n-1]-g.held[0]) / minutes, true
+}
+
+// Details takes what /proc says of a process now.
+func (t *Tracker) Details(d *events.Details) {
+	if d.Pid == 0 {
+		return
+	}
+	q := t.procs.describe(d)
+	if d.FileLimit == 0 || !t.scanDone {
+		return
+	}
+	q.growth.sample(t.now, q.history.Held)
+	open, limit := uint64(q.details.OpenFiles), q.details.FileLimit
+	percent := uint64(0)
+	if limit < math.MaxUint64/100 {
+		percent = open * 100 / limit
+	}
+	was := q.open[FdLimit] != noFinding
+	// A process full of files or pipes is not our business.
+	full := percent >= crowdedPercent || was && percent >= relievedPercent
+	if !full || uint64(q.owned)*2 < open || !t.procs.asked(q) {
+		if was {
+			t.findings[q.open[FdLimit]].members = 0
+		}
+		return
+	}
+	f := t.findings[t.findingOf(FdLimit, t.procs.byPid[d.Pid])]
+	f.members, f.fresh, f.count = 1, true, q.owned
+	f.severity = Warning
+	if percent >= criticalPercent {
+		f.severity = Critical
+	}
+}
+
+// Watched returns the processes whose descriptors are worth a look: those that
+// have many sockets, or a finding. It is good until the next call.
+func (t *Tracker) Watched() []uint32 {
+	const many = 16
+	t.pids = t.pids[:0]
+	for _, q := range t.procs.all[1:] {
+		if q != nil && (q.owned >= many || q.open != [numKinds]uint32{}) {
+			t.pids = append(t.pids, q.pid)
+		}
+	}
+	return t.pids
+}
+
+// Wanted returns the processes that Details are wanted of for the findings that
+// the next Tick reports. It is good until the next call.
+func (t *Tracker) Wanted() []uint32 {
+	t.pids = t.pids[:0]
+	for _, f := range t.findings {
+		if f != nil && f.proc != nobody && t.due(f) && f.members > 0 {
+			t.pids = append(t.pids, t.procs.all[f.proc].pid)
+		}
+	}
+	return t.pids
+}
+
+// Knows reports whether Details were given for this process.
+func (t *Tracker) Knows(pid uint32) bool {
+	n, ok := t.procs.byPid[pid]
+	return ok && t.procs.all[n].known
+}

@@ -1,0 +1,197 @@
+package aggregate
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// A process is one process that has, or had, TCP sockets.
+type process struct {
+	pid     uint32
+	comm    events.Comm
+	details events.Details
+	known   bool // details was asked for
+
+	owned   int // sockets that it owns
+	history History
+	growth  growth
+	exit    exit
+	open    [numKinds]uint32 // findings about it, by number
+}
+
+// nobody is the process that owns what no process is known to own.
+const nobody = 0
+
+// Beyond so many processes, those that own nothing are forgotten.
+const manyProcesses = 1 << 14
+
+// processes are the processes that are told of, and what a filter by process has
+// learned of them. A process is named by its number here, which outlives its PID:
+// that may be another's before the last socket of the first is gone.
+type processes struct {
+	filter   *Filter
+	pids     map[uint32]bool // of Filter.Pids, those that no other process has now
+	children map[uint32]bool // descendants of a process that matches
+
+	all       []*process // nil: free
+	free      []uint32
+	byPid     map[uint32]uint32
+	sweepAt   int
+	contained int                 // processes that are known to be in a container
+	hidden    map[uint32]struct{} // those that are not visible from our PID namespace
+}
+
+func newProcesses(f *Filter) processes {
+	p := processes{
+		filter: f, pids: map[uint32]bool{}, children: map[uint32]bool{},
+		all: []*process{{}}, byPid: map[uint32]uint32{}, sweepAt: manyProcesses,
+		hidden: map[uint32]struct{}{},
+	}
+	for _, pid := range f.Pids {
+		p.pids[pid] = true
+	}
+	return p
+}
+
+// get returns the number of the process, which may be new.
+func (p *processes) get(pid uint32, comm *events.Comm) uint32 {
+	if pid == 0 {
+		return nobody
+	}
+	n, ok := p.byPid[pid]
+	if !ok {
+		n = p.add(pid)
+	}
+	if comm != nil {
+		p.all[n].comm = *comm
+	}
+	return n
+}
+
+func (p *processes) add(pid uint32) uint32 {
+	if len(p.byPid) >= p.sweepAt {
+		p.sweep()
+		p.sweepAt = max(manyProcesses, 2*len(p.byPid))
+	}
+	n := uint32(len(p.all))
+	if k := len(p.free); k > 0 {
+		n, p.free = p.free[k-1], p.free[:k-1]
+		p.all[n] = &process{pid: pid}
+	} else {
+		p.all = append(p.all, &process{pid: pid})
+	}
+	p.byPid[pid] = n
+	return n
+}
+
+func (p *processes) sweep() {
+	for pid, n := range p.byPid {
+		if p.all[n].idle() {
+			delete(p.byPid, pid)
+			p.release(n)
+		}
+	}
+}
+
+// idle reports whether nothing refers to the process.
+func (q *process) idle() bool {
+	return q.owned == 0 && q.exit.count == 0 && q.open == [numKinds]uint32{}
+}
+
+// release forgets a process that has lost its PID, once nothing refers to it.
+func (p *processes) release(n uint32) {
+	q := p.all[n]
+	if n == nobody || !q.idle() || p.byPid[q.pid] == n {
+		return
+	}
+	if q.details.Container != "" {
+		p.contained--
+	}
+	p.all[n] = nil
+	p.free = append(p.free, n)
+}
+
+// describe takes over what is known of a process; what is not stays.
+func (p *processes) describe(d *events.Details) *process {
+	q := p.all[p.get(d.Pid, nil)]
+	q.known = true
+	if d.Container != "" {
+		if q.details.Container == "" {
+			p.contained++
+		}
+		q.details.Container = d.Container
+	}
+	if d.Exe != "" {
+		q.details.Exe = d.Exe
+	}
+	if d.FileLimit != 0 {
+		q.details.OpenFiles, q.details.FileLimit = d.OpenFiles, d.FileLimit
+	}
+	return q
+}
+
+// container returns the container of the process with this number, "" for none.
+func (p *processes) container(n uint32) string {
+	if p.contained == 0 {
+		return ""
+	}
+	return p.all[n].details.Container
+}
+
+// match reports whether f asks for this process.
+func (p *processes) match(pid uint32, comm *events.Comm) bool {
+	if pid == 0 {
+		return false
+	}
+	if p.children[pid] {
+		return true
+	}
+	if len(p.filter.Pids) > 0 && !p.pids[pid] {
+		return false
+	}
+	if len(p.filter.Comms) > 0 && !slices.Contains(p.filter.Comms, *comm) {
+		return false
+	}
+	if p.filter.Container == "" {
+		return true
+	}
+	n, ok := p.byPid[pid]
+	return ok && strings.HasPrefix(p.all[n].details.Container, p.filter.Container)
+}
+
+// asked reports whether the filter asks for what this process does.
+func (p *processes) asked(q *process) bool {
+	return !p.filter.ByProcess() || p.match(q.pid, &q.comm)
+}
+
+// forked takes a fork; or, if old, that child was parent's when tracing started.
+func (p *processes) forked(parent, child *events.Proc, old bool) {
+	if !old {
+		// Whoever had this PID before has exited. Its exit itself would come
+		// too early: the sockets are closed after it.
+		delete(p.pids, child.Pid)
+		delete(p.children, child.Pid)
+		if n, ok := p.byPid[child.Pid]; ok {
+			delete(p.byPid, child.Pid)
+			p.release(n)
+		}
+		// Until it is looked at; and it may be gone by then.
+		if n, ok := p.byPid[parent.Pid]; ok && p.container(n) != "" {
+			c := p.get(child.Pid, &child.Comm)
+			p.all[c].details.Container = p.container(n)
+			p.contained++
+		}
+	}
+	if p.filter.Follow && child.Pid != 0 && p.match(parent.Pid, &parent.Comm) {
+		p.children[child.Pid] = true
+	}
+}
+
+// hide counts a process that is not visible; not more than so many.
+func (p *processes) hide(hostPid uint32) {
+	if hostPid != 0 && len(p.hidden) < manyProcesses {
+		p.hidden[hostPid] = struct{}{}
+	}
+}

@@ -1,0 +1,250 @@
+package aggregate
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// A process that exits closes its sockets one by one. The last is behind when
+// none has followed for so long.
+const exitSettled = uint64(200 * time.Millisecond)
+
+// exit counts what only the exit of a process has closed.
+type exit struct {
+	count    int
+	last     uint64
+	oldest   time.Duration
+	evidence Evidence
+}
+
+// neverClosed notes a socket that leaves CLOSE_WAIT because proc exits.
+func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
+	c := t.table.at(i)
+	ktime, exact := c.entered()
+	age := ev.Ktime - min(ktime, ev.Ktime)
+	// One in use was cut off, not left behind.
+	inUse := ev.Ktime < c.active+t.closeWaitAfter || ev.Sent > c.sent
+	if age < t.closeWaitAfter || inUse || c.verdict != yes || proc == nobody {
+		return
+	}
+	x := &t.procs.all[proc].exit
+	if x.count == 0 {
+		t.exits = append(t.exits, proc)
+	}
+	x.evidence.Ends.meet(&c.Ends, x.count == 0)
+	x.count++
+	x.last = ev.Ktime
+	if d := time.Duration(age); d > x.oldest {
+		x.oldest, x.evidence.Exact = d, exact
+	}
+	switch {
+	case c.Owner.Source == SourceListener:
+		x.evidence.Verdicts[NotAccepted]++
+	case ev.Unread == 0:
+		x.evidence.Verdicts[EOFRead]++
+	default:
+		x.evidence.Verdicts[EOFUnread]++
+	}
+	x.evidence.Unread += uint64(max(ev.Unread, 1) - 1)
+}
+
+// report says what is new.
+func (t *Tracker) report() {
+	for n, f := range t.findings {
+		if f == nil {
+			continue
+		}
+		q := t.procs.all[f.proc]
+		switch {
+		case f.kind == FdLimit && q.owned == 0:
+			f.members = 0 // the process has gone
+		case f.kind != FdLimit:
+			f.severity = Warning
+			if l := q.details.FileLimit; l != 0 && uint64(f.count) >= l/2 {
+				f.severity = Critical
+			}
+		}
+		if t.due(f) && !t.tell(f) {
+			continue // until there is room
+		}
+		f.fresh = false
+		if f.members == 0 {
+			q.open[f.kind] = noFinding
+			t.findings[n] = nil
+			t.freeFindings = append(t.freeFindings, uint32(n))
+			t.procs.release(f.proc)
+		}
+	}
+	kept := t.exits[:0]
+	for _, n := range t.exits {
+		x := &t.procs.all[n].exit
+		if t.now < x.last+exitSettled || !t.tellExit(n, x) {
+			kept = append(kept, n)
+			continue
+		}
+		*x = exit{}
+		t.procs.release(n)
+	}
+	t.exits = kept
+}
+
+// due reports whether there is something to say about f.
+func (t *Tracker) due(f *finding) bool {
+	switch {
+	case f.members == 0:
+		return f.reported
+	case !f.fresh:
+		return false
+	}
+	return !f.reported || f.count >= 2*f.lastCount || f.severity > f.lastSeverity ||
+		f.first != 0 && t.age(f) >= 2*f.lastAge
+}
+
+func (t *Tracker) age(f *finding) uint64 { return t.now - min(f.first, t.now) }
+
+// tell makes the record of a finding. It returns false if the output had no place
+// for it: it is then tried again.
+func (t *Tracker) tell(f *finding) bool {
+	q := t.procs.all[f.proc]
+	r := Finding{
+		Ktime: t.now, ID: identify(f.kind, q.pid, f.serial), Kind: f.kind, Severity: f.severity,
+		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.details.Container,
+		Oldest: Unknown, Holders: f.holders, Evidence: f.evidence,
+	}
+	e := &r.Evidence
+	e.History, e.OpenFiles, e.FileLimit = &q.history, q.details.OpenFiles, q.details.FileLimit
+	e.Exhausted = Unknown
+	if f.kind == FdLimit {
+		e.Sockets, e.CloseWait = q.owned, q.history.Held
+		if e.PerMinute, e.Measured = q.growth.perMinute(); e.Measured && e.PerMinute > 0 {
+			left := float64(e.FileLimit - min(uint64(e.OpenFiles), e.FileLimit))
+			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))
+		}
+	}
+	age := t.age(f)
+	if f.members == 0 {
+		r.Status, r.Holders = Resolved, nil
+		e.PeakCount, e.PeakOldest = f.peakCount, Unknown
+		if f.peakAge != 0 {
+			e.PeakOldest = time.Duration(f.peakAge)
+		}
+	} else {
+		r.Count = f.count
+		if f.first != 0 {
+			r.Oldest = time.Duration(age)
+		}
+		if f.reported {
+			r.Status = Update
+		}
+	}
+	r.Message, r.Advice = explain(&r)
+	if !t.out.Finding(&r) {
+		return false
+	}
+	f.reported, f.lastCount, f.lastAge, f.lastSeverity = true, f.count, age, f.severity
+	return true
+}
+
+func (t *Tracker) tellExit(n uint32, x *exit) bool {
+	q := t.procs.all[n]
+	r := Finding{
+		Ktime: t.now, ID: identify(NeverClosed, q.pid, t.serial+1), Kind: NeverClosed, Severity: Warning,
+		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.details.Container,
+		Count: x.count, Oldest: x.oldest, Evidence: x.evidence,
+	}
+	r.Evidence.History = &q.history
+	r.Message, r.Advice = explain(&r)
+	if !t.out.Finding(&r) {
+		return false
+	}
+	t.serial++
+	return true
+}
+
+func identify(k Kind, pid uint32, serial uint64) string {
+	return fmt.Sprintf("%s-%d-%d", k, pid, serial)
+}
+
+// explain says it in one sentence, and what to do about it in another.
+func explain(r *Finding) (message, advice string) {
+	who := "no visible process"
+	if r.Pid != 0 {
+		who = fmt.Sprintf("%s[%d]", r.Comm.Bytes(), r.Pid)
+	}
+	e := &r.Evidence
+	conns := "1 connection"
+	if r.Count != 1 {
+		conns = fmt.Sprintf("%d connections", r.Count)
+	}
+	since := ""
+	if r.Oldest != Unknown {
+		since = ", the oldest for " + rounded(r.Oldest)
+		if !e.Exact {
+			since = ", the oldest for at least " + rounded(r.Oldest)
+		}
+	}
+	switch {
+	case r.Status == Resolved:
+		message = fmt.Sprintf("%s: %s is over", who, strings.ReplaceAll(r.Kind.String(), "_", " "))
+		return message, "Nothing is left to do."
+	case r.Kind == CloseWaitLeak && r.Pid == 0:
+		message = fmt.Sprintf("%s stay in CLOSE_WAIT%s, and no visible process has a descriptor of them", conns, since)
+		advice = "Run tcptrace where all processes are visible (the host's PID namespace); or the descriptors are in flight in a Unix socket that nobody reads."
+	case r.Kind == CloseWaitLeak:
+		message = fmt.Sprintf("%s keeps %s in CLOSE_WAIT%s: the peer has closed, and %s", who, conns, since, failures(e, r.Count))
+		advice = cures[e.Verdict]
+	case r.Kind == NeverClosed:
+		message = fmt.Sprintf("%s exited with %s in CLOSE_WAIT%s: nothing but its exit has closed them", who, conns, since)
+		advice = "The process leaked them; without the exit they would still be there. Close the descriptor when read() returns 0."
+	case r.Kind == ResetFdLeak:
+		message = fmt.Sprintf("%s keeps the descriptors of %s that ended%s; ss does not show them", who, conns, since)
+		advice = "Close the descriptor when a call on it fails (ECONNRESET, EPIPE, ETIMEDOUT) or poll reports POLLERR or POLLHUP."
+	case r.Kind == FdLimit:
+		message = fmt.Sprintf("%s has %d of at most %d descriptors open, %d of them TCP sockets, %d in CLOSE_WAIT",
+			who, e.OpenFiles, e.FileLimit, e.Sockets, e.CloseWait)
+		if e.Exhausted != Unknown {
+			message += "; at this rate none is left in " + rounded(e.Exhausted)
+		}
+		advice = "At the limit accept(), connect() and open() fail with EMFILE: close what is not needed, or raise RLIMIT_NOFILE (LimitNOFILE= of a systemd unit)."
+	}
+	return message, advice
+}
+
+var (
+	faults = [numVerdicts]string{
+		EOFRead:     "the process has read end-of-file and not called close()",
+		EOFUnread:   "the process has not read that far",
+		NotAccepted: "nobody has called accept()",
+	}
+	cures = [numVerdicts]string{
+		EOFRead:     "Close the descriptor when read() returns 0, on every path, those for errors too.",
+		EOFUnread:   "Find out where the process waits instead of reading: read until read() returns 0, or handle EPOLLRDHUP, then close() the descriptor.",
+		NotAccepted: "Find out what keeps the accepting thread from accept(). A process that has run out of descriptors cannot accept either.",
+	}
+)
+
+// failures says what was not done, and of how many if it is not the same of all.
+func failures(e *Evidence, n int) string {
+	var parts []string
+	for v := EOFRead; v <= NotAccepted; v++ {
+		switch e.Verdicts[v] {
+		case 0:
+		case n:
+			return faults[v]
+		default:
+			parts = append(parts, fmt.Sprintf("%s (%d)", faults[v], e.Verdicts[v]))
+		}
+	}
+	return strings.Join(parts, ", or ")
+}
+
+func rounded(d time.Duration) string {
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
