@@ -242,9 +242,10 @@ func failures(e *Evidence, n int) string {
 	return strings.Join(parts, ", or ")
 }
 
+// rounded never says more than is true: an age may be a lower bound.
 func rounded(d time.Duration) string {
 	if d < 10*time.Second {
-		return d.Round(100 * time.Millisecond).String()
+		return d.Truncate(100 * time.Millisecond).String()
 	}
-	return d.Round(time.Second).String()
+	return d.Truncate(time.Second).String()
 }
