@@ -23,6 +23,9 @@ var recordDir = flag.String("record", "", "keep each scenario's raw events in `D
 // tcptraceBin is the command under test. TestMain sets it.
 var tcptraceBin string
 
+// buildDir is where TestMain builds, and removes in the end.
+var buildDir string
+
 // atOnce bounds the tests that run side by side. They mostly sleep, but each
 // traces, and programs on one tracepoint run one after the other.
 const atOnce = "4"
@@ -55,6 +58,7 @@ func runTests(m *testing.M) (status int, err error) {
 			return 0, failed
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		buildDir = dir
 		if tcptraceBin, failed = findBinary(dir); failed != nil {
 			return 0, failed
 		}

@@ -23,6 +23,7 @@ type record struct {
 	Pid         *int    `json:"pid"`
 	Comm        *string `json:"comm"`
 	OwnerSource *string `json:"owner_source"`
+	Container   *string `json:"container"` // nil outside of containers
 	Gap         bool    `json:"gap"`
 
 	// transition
@@ -49,6 +50,19 @@ type record struct {
 	Holders     []holder `json:"holders"`
 	EOFRead     *bool    `json:"eof_read"`
 	UnreadBytes *uint64  `json:"unread_bytes"`
+	Verdict     *string  `json:"verdict"`
+
+	// finding, which has holders too
+	ID       string         `json:"id"`
+	Kind     string         `json:"kind"`
+	Status   string         `json:"status"`
+	Severity string         `json:"severity"`
+	Exe      *string        `json:"exe"`
+	Count    int            `json:"count"`
+	OldestMs *float64       `json:"oldest_ms"`
+	Evidence map[string]any `json:"evidence"`
+	Message  string         `json:"message"`
+	Advice   string         `json:"advice"`
 
 	// stats
 	Seen      uint64            `json:"seen"`
@@ -56,14 +70,16 @@ type record struct {
 	Filtered  uint64            `json:"filtered"`
 	Lost      map[string]uint64 `json:"lost"`
 	Records   map[string]uint64 `json:"records"`
+	Hidden    uint64            `json:"hidden_processes"`
 
 	fields map[string]any
 }
 
 type holder struct {
-	Pid  int    `json:"pid"`
-	Comm string `json:"comm"`
-	FD   int    `json:"fd"`
+	Pid    int    `json:"pid"`
+	Comm   string `json:"comm"`
+	FD     int    `json:"fd"`
+	Cookie string `json:"cookie"` // only in a finding, which is about many sockets
 }
 
 const socketFields = "type time cookie netns family laddr lport raddr rport pid comm owner_source "
@@ -74,8 +90,10 @@ var contractFields = map[string][]string{
 	"transition": strings.Fields(socketFields + "oldstate newstate dwell_ms source"),
 	"connection": strings.Fields(socketFields + "role start duration_ms states_ms closer end close_call " +
 		"sent_bytes received_bytes time_wait_end"),
-	"socket": strings.Fields(socketFields + "state age_ms age_bound holders"),
-	"stats":  strings.Fields("type time seen delivered filtered lost records unprinted sockets_tracked probes"),
+	"socket":  strings.Fields(socketFields + "state age_ms age_bound holders"),
+	"finding": strings.Fields("type time id kind status severity pid comm exe count oldest_ms holders evidence message advice"),
+	"stats": strings.Fields("type time seen delivered filtered lost records unprinted sockets_tracked probes " +
+		"hidden_processes"),
 }
 
 // parseRecord decodes a line and checks what holds for every record.
@@ -95,8 +113,11 @@ func parseRecord(line []byte) (record, error) {
 	if r.Time.Location() != time.UTC {
 		return r, fmt.Errorf("time %q is not UTC", r.fields["time"])
 	}
-	if (r.Pid == nil) != (r.Comm == nil) || (r.Pid == nil) != (r.OwnerSource == nil) {
-		return r, fmt.Errorf("pid, comm and owner_source are not null together")
+	if (r.Pid == nil) != (r.Comm == nil) {
+		return r, fmt.Errorf("pid and comm are not null together")
+	}
+	if r.Type != "finding" && (r.Pid == nil) != (r.OwnerSource == nil) {
+		return r, fmt.Errorf("pid and owner_source are not null together")
 	}
 	return r, nil
 }

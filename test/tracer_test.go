@@ -23,6 +23,7 @@ type tracer struct {
 	signal func(syscall.Signal) error
 	wait   func() (status int, err error)
 	pid    int
+	status int // with which it has to end
 
 	mu      sync.Mutex
 	records []record
@@ -193,8 +194,8 @@ func (tr *tracer) end() traced {
 		tr.t.Error(err)
 	}
 	out := traced{records: tr.records, stderr: tr.stderr.String(), status: status}
-	if status != 0 {
-		tr.t.Errorf("exit status %d, want 0; stderr:\n%s", status, out.stderr)
+	if status != tr.status {
+		tr.t.Errorf("exit status %d, want %d; stderr:\n%s", status, tr.status, out.stderr)
 	}
 	if n := strings.Count(out.stderr, "tracing"); n != 1 {
 		tr.t.Errorf("%d lines on stderr contain %q, want 1:\n%s", n, "tracing", out.stderr)
@@ -231,7 +232,7 @@ func (run traced) checkCounts(t *testing.T) {
 	for _, r := range run.records {
 		printed[r.Type]++
 	}
-	for _, kind := range []string{"transition", "connection", "socket", "stats"} {
+	for _, kind := range []string{"transition", "connection", "socket", "finding", "stats"} {
 		if stats.Records[kind] != printed[kind] {
 			t.Errorf("stats say that %d %s records were printed, want %d", stats.Records[kind], kind, printed[kind])
 		}

@@ -71,9 +71,23 @@ func (f FS) Process(pid uint32) (Process, error) {
 func (f FS) Exe(pid uint32) (string, error) {
 	exe, err := os.Readlink(filepath.Join(f.dir(pid), "exe"))
 	if err = f.gone(pid, err); errors.Is(err, fs.ErrNotExist) {
+		for _, dir := range f.threads(pid) {
+			if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+				return exe, nil
+			}
+		}
 		return "", nil
 	}
 	return exe, err
+}
+
+// threads returns the directories of the process's threads. Where the first one
+// has ended, the process's own directory speaks for a zombie, while the others
+// have its program and its descriptors.
+func (f FS) threads(pid uint32) []string {
+	// A pattern that is right gives no error.
+	dirs, _ := filepath.Glob(filepath.Join(f.dir(pid), "task", "*"))
+	return dirs
 }
 
 // Files returns how many descriptors the process has open, and its soft limit of
@@ -91,6 +105,13 @@ func (f FS) Files(pid uint32) (open uint32, limit uint64, err error) {
 	}
 	if open, err = openFiles(filepath.Join(f.dir(pid), "fd")); err != nil {
 		return 0, 0, f.gone(pid, err)
+	}
+	if open == 0 {
+		for _, dir := range f.threads(pid) {
+			if n, err := openFiles(filepath.Join(dir, "fd")); err == nil && n > 0 {
+				return n, limit, nil
+			}
+		}
 	}
 	return open, limit, nil
 }

@@ -390,3 +390,31 @@ func TestTheRealProcKnowsWhichProgramRuns(t *testing.T) {
 	}
 	_ = cmd.Wait() // it was killed
 }
+
+// A process whose main thread has called pthread_exit(3) lives on in the others.
+func TestAProcessWhoseFirstThreadHasEndedIsThatOfTheOthers(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "7")
+	for _, d := range []string{"fd", "task/7/fd", "task/8/fd"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, link := range []string{"task/8/exe", "task/8/fd/0", "task/8/fd/1", "task/8/fd/2"} {
+		if err := os.Symlink("/usr/bin/server", filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limits := "Limit                     Soft Limit           Hard Limit           Units     \nMax open files            64                   128                  files     \n"
+	if err := os.WriteFile(filepath.Join(dir, "limits"), []byte(limits), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := Open(root).Exe(7)
+	if exe != "/usr/bin/server" || err != nil {
+		t.Errorf("exe: got %q, %v, want /usr/bin/server", exe, err)
+	}
+	open, limit, err := Open(root).Files(7)
+	if open != 3 || limit != 64 || err != nil {
+		t.Errorf("files: got %d of %d, %v, want 3 of 64", open, limit, err)
+	}
+}
