@@ -22,13 +22,13 @@ const (
 	clockInterval = 100 * time.Millisecond
 	booksInterval = time.Second
 	scanInterval  = time.Second     // between scans, at the least
-	filesInterval = 5 * time.Second // between looks at how many descriptors a process has
+	filesInterval = 2 * time.Second // between looks at how many descriptors a process has, likewise
 )
 
 const btfFile = "/sys/kernel/btf/vmlinux"
 
-// The rest after a scan of the descriptors, in times of what it took: so all scans
-// together cost no more than 1% of a core, however many descriptors there are.
+// The rest after a scan, in times of the CPU time that it took: so all scans
+// together cost no more than 1% of a core, however much there is to look at.
 const restAfterScan = 99
 
 // live traces this host.
@@ -175,10 +175,10 @@ type runner struct {
 	sink   recording.Sink
 	log    *zap.Logger
 
-	lastClock, lastBooks, lastFiles time.Time
-	nextScan                        time.Time // not before
-	lost                            uint64    // at the last stats record
-	wall                            int64     // of the last clock
+	lastClock, lastBooks time.Time
+	nextScan, nextFiles  time.Time // not before
+	lost                 uint64    // at the last stats record
+	wall                 int64     // of the last clock
 }
 
 // start brings in what was there before. The programs are attached already: what
@@ -210,7 +210,7 @@ func (r *runner) start() error {
 		return err
 	}
 	r.nextScan = time.Now().Add(scanInterval)
-	if err := r.describe(r.pipe.tracker.Watched()); err != nil {
+	if err := r.countFiles(); err != nil {
 		return err
 	}
 	if err := r.clock(); err != nil {
@@ -246,6 +246,25 @@ func (r *runner) describe(pids []uint32) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// countFiles looks how near to their limit the processes are.
+func (r *runner) countFiles() error {
+	begun := cpuTime()
+	for _, pid := range r.pipe.tracker.Watched() {
+		open, limit, err := r.proc.Files(pid)
+		if err != nil {
+			continue // it has gone, or may not be looked at
+		}
+		if err := r.sink.Details(&events.Details{Pid: pid, OpenFiles: open, FileLimit: limit}); err != nil {
+			return err
+		}
+	}
+	if err := r.describe(r.pipe.tracker.Wanted()); err != nil {
+		return err
+	}
+	r.nextFiles = time.Now().Add(max(filesInterval, restAfterScan*(cpuTime()-begun)))
 	return nil
 }
 
@@ -346,9 +365,8 @@ func (r *runner) loop(ctx context.Context) error {
 				}
 			}
 		}
-		if now.Sub(r.lastFiles) >= filesInterval {
-			r.lastFiles = now
-			if err := r.describe(r.pipe.tracker.Watched()); err != nil {
+		if now.After(r.nextFiles) {
+			if err := r.countFiles(); err != nil {
 				return err
 			}
 		}

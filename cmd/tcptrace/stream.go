@@ -47,6 +47,7 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	err := from(ctx, cfg, p, log)
 	whole := err == nil || errors.Is(err, errRecording)
 	if whole {
+		p.tracker.Finish()
 		p.printStats()
 	}
 	// The writer's error comes first: a run that has ended because nothing

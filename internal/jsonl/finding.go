@@ -88,16 +88,14 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 	}
 	if f.Kind == aggregate.ResetFdLeak {
 		b = append(b, `"ended":{`...)
-		for end, n := range e.Ended {
-			name := aggregate.End(end).String()
-			if name == "" {
-				name = "unknown"
-			}
-			if n > 0 {
-				b = appendInt(b, name, n)
-			}
+		known := 0
+		for _, end := range [...]aggregate.End{
+			aggregate.EndResetReceived, aggregate.EndTimeout, aggregate.EndAborted, aggregate.EndFin,
+		} {
+			b = appendInt(b, end.String(), e.Ended[end])
+			known += e.Ended[end]
 		}
-		b = append(b, '}')
+		b = append(appendInt(b, "unknown", f.Count-known), '}')
 	} else {
 		for v := aggregate.EOFRead; v <= aggregate.NotAccepted; v++ {
 			b = appendInt(b, v.String(), e.Verdicts[v])

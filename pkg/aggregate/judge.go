@@ -199,7 +199,6 @@ func (t *Tracker) weigh(f *finding) {
 			e.Verdict = v
 		}
 	}
-	f.peakCount = max(f.peakCount, f.count)
 }
 
 // growth remembers how many sockets a process had in CLOSE_WAIT.
@@ -210,7 +209,7 @@ type growth struct {
 }
 
 func (g *growth) sample(ktime uint64, held int) {
-	if g.n > 0 && ktime < g.at[g.n-1]+uint64(time.Second) {
+	if g.n > 0 && ktime < g.at[g.n-1]+uint64(4*time.Second) {
 		return
 	}
 	if g.n == len(g.at) {
@@ -266,7 +265,7 @@ func (t *Tracker) Details(d *events.Details) {
 // Watched returns the processes whose descriptors are worth a look: those that
 // have many sockets, or a finding. It is good until the next call.
 func (t *Tracker) Watched() []uint32 {
-	const many = 16
+	const many = 8
 	t.pids = t.pids[:0]
 	for _, q := range t.procs.all[1:] {
 		if q != nil && (q.owned >= many || q.open != [numKinds]uint32{}) {

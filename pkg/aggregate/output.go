@@ -106,7 +106,7 @@ func (t *Tracker) print(i uint32) {
 
 func (t *Tracker) emit(c *conn, tr *Transition) {
 	tr.Unprinted = c.unprinted
-	tr.Container = t.procs.container(c.proc)
+	tr.Container = t.container(c)
 	if !t.out.Transition(tr) {
 		c.unprinted++
 	}
@@ -182,7 +182,7 @@ func (t *Tracker) emitSocket(i uint32) {
 	c := t.table.at(i)
 	s := Socket{
 		Ends: c.Ends, Ktime: c.asOf, State: c.state, Age: Unknown, Holders: t.holdersOf(c), Unread: c.unread,
-		Verdict: t.verdictOf(c), Container: t.procs.container(c.proc),
+		Verdict: t.verdictOf(c), Container: t.container(c),
 	}
 	// The last segment with an ACK came in this state: it brought the socket
 	// there, or came later. In the other states nothing says so.

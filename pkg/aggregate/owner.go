@@ -88,6 +88,15 @@ func (t *Tracker) setOwner(i uint32, o Owner) {
 	c.proc = proc
 }
 
+// container returns that of the owner; of one in an accept queue, which belongs to
+// nobody yet, that of its listener's.
+func (t *Tracker) container(c *conn) string {
+	if c.Owner.Source != SourceListener {
+		return t.procs.container(c.proc)
+	}
+	return t.procs.container(t.procs.byPid[c.Owner.Pid])
+}
+
 // own notes that p holds the socket. Who connected, listened, accepted or
 // closed replaces an owner; who merely holds it only fills a gap, since a
 // socket may have many holders.

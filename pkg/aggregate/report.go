@@ -79,10 +79,15 @@ func (t *Tracker) report() {
 			t.procs.release(f.proc)
 		}
 	}
+	t.reportExits(exitSettled)
+}
+
+// reportExits says of processes that have exited that long ago what they left.
+func (t *Tracker) reportExits(settled uint64) {
 	kept := t.exits[:0]
 	for _, n := range t.exits {
 		x := &t.procs.all[n].exit
-		if t.now < x.last+exitSettled || !t.tellExit(n, x) {
+		if t.now < x.last+settled || !t.tellExit(n, x) {
 			kept = append(kept, n)
 			continue
 		}
@@ -91,6 +96,9 @@ func (t *Tracker) report() {
 	}
 	t.exits = kept
 }
+
+// Finish ends the run: what would have been said a moment later is said now.
+func (t *Tracker) Finish() { t.reportExits(0) }
 
 // due reports whether there is something to say about f.
 func (t *Tracker) due(f *finding) bool {
@@ -134,8 +142,10 @@ func (t *Tracker) tell(f *finding) bool {
 		}
 	} else {
 		r.Count = f.count
+		f.peakCount = max(f.peakCount, f.count)
 		if f.first != 0 {
 			r.Oldest = time.Duration(age)
+			f.peakAge = max(f.peakAge, age)
 		}
 		if f.reported {
 			r.Status = Update
@@ -192,7 +202,7 @@ func explain(r *Finding) (message, advice string) {
 		message = fmt.Sprintf("%s: %s is over", who, strings.ReplaceAll(r.Kind.String(), "_", " "))
 		return message, "Nothing is left to do."
 	case r.Kind == CloseWaitLeak && r.Pid == 0:
-		message = fmt.Sprintf("%s stay in CLOSE_WAIT%s, and no visible process has a descriptor of them", conns, since)
+		message = fmt.Sprintf("no visible process has a descriptor of %s in CLOSE_WAIT%s", conns, since)
 		advice = "Run tcptrace where all processes are visible (the host's PID namespace); or the descriptors are in flight in a Unix socket that nobody reads."
 	case r.Kind == CloseWaitLeak:
 		message = fmt.Sprintf("%s keeps %s in CLOSE_WAIT%s: the peer has closed, and %s", who, conns, since, failures(e, r.Count))

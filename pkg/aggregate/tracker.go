@@ -391,7 +391,7 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 	t.cn = Connection{
 		Ends: c.Ends, Ktime: ev.Ktime, Start: c.start,
 		Role: c.role, Closer: c.closer, CloseCall: c.call,
-		Spent: &c.spent, Ended: ended, Gap: c.missed, Unprinted: c.unprinted,
+		Spent: &c.spent, Ended: ended, Gap: c.missed, Unprinted: c.unprinted, Container: t.container(c),
 	}
 	if c.call == CallShutdown && (!ended || ev.Flags&events.Linger != 0) {
 		// What would tell it from close() was missed; or close() itself waits,
