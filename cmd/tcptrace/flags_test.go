@@ -21,10 +21,13 @@ import (
 )
 
 // parse makes a configuration of a command line without running it.
-func parse(args ...string) (*config, error) {
+func parse(args ...string) (*config, error) { return parseAs(false, args...) }
+
+// parseAs does so, for a snapshot if so asked.
+func parseAs(snapshot bool, args ...string) (*config, error) {
 	var f flags
 	fs := pflag.NewFlagSet("tcptrace", pflag.ContinueOnError)
-	f.register(fs, false)
+	f.register(fs, snapshot)
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -48,6 +51,9 @@ func refusal(t *testing.T, args ...string) error {
 	}
 	return err
 }
+
+// The id of a container is a SHA-256.
+const id64 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func TestAGoodFlagBecomesItsFilter(t *testing.T) {
 	prefixes := func(in ...string) (out []netip.Prefix) {
@@ -89,11 +95,19 @@ func TestAGoodFlagBecomesItsFilter(t *testing.T) {
 		{"--remote ::ffff:192.0.2.1/120", aggregate.Filter{Remotes: prefixes("192.0.2.0/24")}},
 		{"--remote ::ffff:0:0/96", aggregate.Filter{Remotes: prefixes("0.0.0.0/0")}},
 		{"--netns 4026531840", aggregate.Filter{Netns: 4026531840}},
+		{"--container 4ac0ffee", aggregate.Filter{Container: "4ac0ffee"}},
+		{"--container 0", aggregate.Filter{Container: "0"}},
+		{"--container " + id64, aggregate.Filter{Container: id64}},
+		// As kubectl get pod -o jsonpath={..containerID} prints it.
+		{"--container docker://" + id64, aggregate.Filter{Container: id64}},
+		{"--container containerd://" + id64, aggregate.Filter{Container: id64}},
+		{"--container cri-o://4ac0", aggregate.Filter{Container: "4ac0"}},
+		{"--container 4ac0 -f", aggregate.Filter{Container: "4ac0", Follow: true}},
 		{
-			"-p 7 -L 80 -D 90 -4 --remote 10.0.0.0/8 --netns 1",
+			"-p 7 -L 80 -D 90 -4 --remote 10.0.0.0/8 --netns 1 --container a",
 			aggregate.Filter{
 				Pids: []uint32{7}, Lports: []uint16{80}, Rports: []uint16{90}, Family: 4,
-				Remotes: prefixes("10.0.0.0/8"), Netns: 1,
+				Remotes: prefixes("10.0.0.0/8"), Netns: 1, Container: "a",
 			},
 		},
 	} {
@@ -136,6 +150,21 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--max-sockets 1", func(c *config) { c.maxSockets = 1 }},
 		{"--btf /boot/btf", func(c *config) { c.btf = "/boot/btf" }},
 		{"-v", func(c *config) { c.verbose = true }},
+		{"--close-wait-after 90s", func(c *config) { c.closeWaitAfter = 90 * time.Second }},
+		{"--close-wait-after 1ms", func(c *config) { c.closeWaitAfter = time.Millisecond }},
+		{"--close-wait-after 48h", func(c *config) { c.closeWaitAfter = 48 * time.Hour }},
+		{"--fail-on close_wait_leak", func(c *config) { c.failOn = set("close_wait_leak") }},
+		{"--fail-on never_closed,fd_limit --fail-on reset_fd_leak", func(c *config) { c.failOn = set("never_closed", "fd_limit", "reset_fd_leak") }},
+		{"--fail-on any", func(c *config) { c.failOn = set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit") }},
+		// Kinds that a later version finds: a script may name them already.
+		{"--fail-on fin_wait2_stuck", func(c *config) { c.idle = []string{"--fail-on fin_wait2_stuck"} }},
+		{"--fail-on time_wait_ports,fd_limit,half_open", func(c *config) {
+			c.failOn, c.idle = set("fd_limit"), []string{"--fail-on time_wait_ports", "--fail-on half_open"}
+		}},
+		{"--fail-on time_wait_overflow", func(c *config) { c.idle = []string{"--fail-on time_wait_overflow"} }},
+		{"--fail-on short_lived", func(c *config) { c.idle = []string{"--fail-on short_lived"} }},
+		{"--summary-interval 10s", func(c *config) { c.idle = []string{"--summary-interval"} }},
+		{"--events summary", func(c *config) { c.print, c.idle = only("summary"), []string{"--events summary"} }},
 		{"--ring-size 65536", func(c *config) { c.ringBytes = 1 << 16 }},
 		{"--ring-size 64K", func(c *config) { c.ringBytes = 1 << 16 }},
 		{"--ring-size 1M", func(c *config) { c.ringBytes = 1 << 20 }},
@@ -143,7 +172,7 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--ring-size 1073741824", func(c *config) { c.ringBytes = 1 << 30 }},
 		{fmt.Sprintf("--ring-size %d", os.Getpagesize()), func(c *config) { c.ringBytes = os.Getpagesize() }},
 	} {
-		want := config{print: all, ringBytes: 16 << 20, maxSockets: 1 << 20}
+		want := config{print: all, ringBytes: 16 << 20, maxSockets: 1 << 20, closeWaitAfter: time.Minute}
 		tt.change(&want)
 		got, err := parse(strings.Fields(tt.args)...)
 		if err != nil {
@@ -152,6 +181,76 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		}
 		if diff := cmp.Diff(&want, got, cmp.AllowUnexported(config{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%q: got (+) and want (-) differ:\n%s", tt.args, diff)
+		}
+	}
+}
+
+// set is a set of names.
+func set(names ...string) map[string]bool {
+	m := map[string]bool{}
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+func TestASnapshotTakesTheFlagsThatMakeSenseForOneLook(t *testing.T) {
+	for _, tt := range []struct {
+		args   string
+		change func(*config)
+	}{
+		{"", func(*config) {}},
+		{"-o text", func(c *config) { c.text, c.print["stats"] = true, false }}, // a table is for eyes
+		{"-o text --events stats,socket", func(c *config) { c.text, c.print["finding"] = true, false }},
+		{"--events finding", func(c *config) { c.print["socket"], c.print["stats"] = false, false }},
+		{"--close-wait-after 5m --fail-on any", func(c *config) {
+			c.closeWaitAfter, c.failOn = 5*time.Minute, set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit")
+		}},
+		{
+			"-p 7 -f -L 80 -D 90 -4 --remote 10.0.0.0/8 --netns 1 --container a --comm x", func(c *config) {
+				c.filter = aggregate.Filter{
+					Pids: []uint32{7}, Comms: []events.Comm{events.MakeComm("x")}, Follow: true, Lports: []uint16{80}, Rports: []uint16{90},
+					Family: 4, Remotes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Netns: 1, Container: "a",
+				}
+			},
+		},
+		{"--max-sockets 9 --btf /boot/btf -v", func(c *config) { c.maxSockets, c.btf, c.verbose = 9, "/boot/btf", true }},
+	} {
+		want := config{
+			print: map[string]bool{"socket": true, "finding": true, "stats": true}, snapshot: true,
+			ringBytes: 16 << 20, maxSockets: 1 << 20, closeWaitAfter: time.Minute,
+		}
+		tt.change(&want)
+		got, err := parseAs(true, strings.Fields(tt.args)...)
+		if err != nil {
+			t.Errorf("snapshot %q: got error %v, want none", tt.args, err)
+			continue
+		}
+		same := cmp.Options{
+			cmp.AllowUnexported(config{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty(),
+		}
+		if diff := cmp.Diff(&want, got, same); diff != "" {
+			t.Errorf("snapshot %q: got (+) and want (-) differ:\n%s", tt.args, diff)
+		}
+	}
+}
+
+func TestASnapshotRefusesTheFlagsOfARun(t *testing.T) {
+	for _, flag := range []string{"--duration=1s", "--record=a.rec", "--replay=a.rec", "--ring-size=1M", "--summary-interval=1s"} {
+		if _, err := parseAs(true, flag); err == nil || !strings.Contains(err.Error(), strings.Split(flag, "=")[0]) {
+			t.Errorf("snapshot %s: got error %v, want one that names the flag", flag, err)
+		}
+	}
+	for _, typ := range []string{"transition", "connection", "summary", "sockets"} {
+		_, err := parseAs(true, "--events", typ)
+		if usage := (usageError{}); !errors.As(err, &usage) {
+			t.Errorf("snapshot --events %s: got error %v, want a usage error", typ, err)
+			continue
+		}
+		for _, want := range []string{"--events", typ, "socket, finding, stats"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("snapshot --events %s: got %q, want %q in it", typ, err, want)
+			}
 		}
 	}
 }
@@ -195,6 +294,22 @@ func TestAMalformedValueIsAUsageErrorThatNamesFlagAndValue(t *testing.T) {
 		{flag: "--netns", value: "-1"},
 		{flag: "--netns", value: "4294967296"},
 		{flag: "--netns", value: "/run/netns/does-not-exist"},
+		{flag: "--container", value: "web"}, // a name
+		{flag: "--container", value: "4AC0FFEE"},
+		{flag: "--container", value: id64 + "0"},
+		{flag: "--container", value: "docker://"},
+		{flag: "--container", value: "docker://web"},
+		{flag: "--container", value: "docker://containerd://4ac0"},
+		{flag: "--container", value: "/docker/4ac0"},
+		{flag: "--container", value: "4ac0,4ac1"},
+		{flag: "--container", value: " 4ac0"},
+		{flag: "--container", value: "4ac0\n4ac1", named: `"4ac0\n4ac1"`}, // "$(docker ps -q)" with two of them
+		{flag: "--fail-on", value: "leaks"},
+		{flag: "--fail-on", value: "ANY"},
+		{flag: "--fail-on", value: "close_wait"},
+		{flag: "--fail-on", value: "close-wait-leak"},
+		{flag: "--fail-on", value: "any,none", named: `"none"`},
+		{flag: "--fail-on", value: "fd_limit,", named: `""`},
 		{flag: "--events", value: "transitions"},
 		{flag: "--events", value: "connection,all", named: `"all"`},
 		{flag: "--output", value: "xml"},
@@ -243,7 +358,7 @@ func TestAMalformedValueIsAUsageErrorThatNamesFlagAndValue(t *testing.T) {
 
 // A variable of a script that is not set must not turn a filter off.
 func TestAnEmptyListIsAUsageErrorThatNamesTheFlag(t *testing.T) {
-	for _, flag := range []string{"--pid", "--comm", "--localport", "--remoteport", "--remote", "--netns", "--events"} {
+	for _, flag := range []string{"--pid", "--comm", "--localport", "--remoteport", "--remote", "--netns", "--container", "--fail-on", "--events"} {
 		if got := refusal(t, flag, "").Error(); !strings.Contains(got, flag) {
 			t.Errorf("got %q, want %q in it", got, flag)
 		}
@@ -274,7 +389,11 @@ func TestFlagsThatContradictEachOtherAreAUsageErrorThatNamesThem(t *testing.T) {
 		want []string
 	}{
 		{[]string{"-4", "-6"}, []string{"-4", "-6"}},
-		{[]string{"--follow"}, []string{"--follow", "--pid", "--comm"}},
+		{[]string{"--follow"}, []string{"--follow", "--pid", "--comm", "--container"}},
+		{[]string{"--container", "web"}, []string{"--container", `"web"`, "hexadecimal", "docker ps", "crictl ps"}},
+		{[]string{"--fail-on", "x"}, []string{"--fail-on", `"x"`, "close_wait_leak, never_closed, reset_fd_leak, fd_limit, and any"}},
+		{[]string{"--close-wait-after", "0"}, []string{"--close-wait-after", "0s", "more than 0"}},
+		{[]string{"--close-wait-after", "60"}, []string{"--close-wait-after", `"60"`, "--help"}},
 		{[]string{"--record", "a.rec", "--replay", "b.rec"}, []string{"--record", "a.rec", "--replay"}},
 		{[]string{"--no-such-flag"}, []string{"--no-such-flag", "--help"}},
 		{[]string{"-x"}, []string{"-x", "--help"}},

@@ -41,21 +41,24 @@ type wire struct {
 	Ktime, Skaddr, Cookie uint64
 	Netns                 uint32
 	Kind, Old, New, Flags uint8
-	Pid, _                uint32
+	Pid, Hidden           uint32
 	Comm                  events.Comm
 	Family, Lport, Rport  uint16
 	Shutdown, _           uint8
 	Laddr, Raddr          events.Addr
 	Listener              uint64
 	Err, Unread           uint32
-	Sent, Received, Quiet uint64
+	Sent, Received        uint64
+	Quiet, Unsent         uint64
 	Fd                    int32
-	_                     uint32
+	Queued                uint32
+	Kernel                uint8
+	_                     [7]uint8
 }
 
 // raw returns the record as the kernel side writes it.
 func (w wire) raw() []byte {
-	size := map[events.Kind]int{events.Transition: 128, events.Destroy: 32, events.Accept: 56, events.Socket: 144}
+	size := map[events.Kind]int{events.Transition: 128, events.Destroy: 32, events.Accept: 56, events.Socket: events.SocketSize}
 	b, err := binary.Append(nil, binary.LittleEndian, &w)
 	if err != nil {
 		panic(err)
@@ -95,6 +98,15 @@ func (s *sock) other(kind events.Kind) []byte {
 	s.at += 1e6
 	w := s.wire
 	w.Ktime, w.Kind = s.at, uint8(kind)
+	return w.raw()
+}
+
+// row is what a scan finds of it: a descriptor of its process. It has sent nothing
+// for an hour.
+func (s *sock) row(at uint64, state events.State, fd int32) []byte {
+	w := s.wire
+	w.Ktime, w.Kind, w.Old, w.New, w.Flags = at, uint8(events.Socket), uint8(state), uint8(state), uint8(events.HasSocket)
+	w.Unsent, w.Fd = 3600e9, fd
 	return w.raw()
 }
 
@@ -147,8 +159,101 @@ func sample(t testing.TB) []byte {
 	})
 }
 
+// leaks is a recording of a minute in which processes do what the kinds of findings
+// are about: gamma (PID 300) leaves a socket in CLOSE_WAIT, delta (400) exits with
+// one, epsilon (500) keeps one that was reset, zeta (600) has nine of ten descriptors
+// open. With "over", gamma closes in the end.
+func leaks(t testing.TB, what ...string) []byte {
+	server := func(n uint64, pid uint32, comm string) *sock {
+		s := client(n)
+		s.Pid, s.Comm = pid, events.MakeComm(comm)
+		s.Lport, s.Rport = 8080, s.Lport
+		return s
+	}
+	const scanned = 62e9
+	var before, rows, after [][]byte
+	var details []events.Details
+	accepted := func(s *sock) {
+		before = append(before, s.step(events.Listen, events.SynRecv, 0), s.step(events.SynRecv, events.Established, 0), s.other(events.Accept))
+	}
+	fin := func(s *sock) {
+		before = append(before, s.step(events.Established, events.CloseWait, events.HasSocket|events.Done))
+	}
+	for _, w := range what {
+		switch w {
+		case "close_wait_leak", "over":
+			s := server(10, 300, "gamma")
+			accepted(s)
+			fin(s)
+			rows = append(rows, s.row(scanned, events.CloseWait, 7))
+			details = append(details, events.Details{Pid: 300, Exe: "/usr/bin/gamma", Container: "c0ffee", OpenFiles: 8, FileLimit: 1024})
+			if w == "over" {
+				s.at, s.Shutdown = scanned+1e9, 3
+				after = append(after, s.step(events.CloseWait, events.LastAck, events.Owned|events.HasSocket|events.Done))
+			}
+		case "never_closed":
+			s := server(20, 400, "delta")
+			accepted(s)
+			fin(s)
+			s.at, s.Shutdown = scanned+1e9, 3
+			after = append(after, s.step(events.CloseWait, events.LastAck, events.Owned|events.HasSocket|events.Done|events.Exiting))
+		case "reset_fd_leak":
+			s := server(30, 500, "epsilon")
+			accepted(s)
+			s.Err = 104
+			before = append(before, s.step(events.Established, events.Close, events.HasSocket))
+			s.Err = 0
+			rows = append(rows, s.row(scanned, events.Close, 8))
+		case "fd_limit":
+			for n := range uint64(8) {
+				accepted(server(40+n, 600, "zeta"))
+			}
+			details = append(details, events.Details{Pid: 600, OpenFiles: 9, FileLimit: 10})
+		default:
+			t.Fatalf("leaks: no such thing as %q", w)
+		}
+	}
+	const wall = 1_700_000_000e9
+	return recordUntil(t, scanned+10e9, func(w *recording.Writer) error {
+		play := func(all [][]byte) {
+			for _, raw := range all {
+				check(t, w.Event(raw))
+			}
+		}
+		// As the agent does: where a process runs comes before its first event, the
+		// rest when it is needed.
+		for _, d := range details {
+			check(t, w.Details(&events.Details{Pid: d.Pid, Container: d.Container}))
+		}
+		play(before)
+		check(t, w.Clock(scanned, wall))
+		play(rows)
+		check(t, w.Clock(scanned, wall))
+		check(t, w.Scanned(true))
+		for _, d := range details {
+			check(t, w.Details(&d))
+		}
+		check(t, w.Clock(scanned, wall))
+		play(after)
+		check(t, w.Clock(scanned+5e9, wall))
+		seen := 0
+		for _, raw := range append(before, after...) {
+			if events.Kind(raw[28]) == events.Transition {
+				seen++
+			}
+		}
+		return w.Books(events.Books{Seen: uint64(seen)})
+	})
+}
+
 // record returns a recording that begins as a live run does.
 func record(t testing.TB, write func(*recording.Writer) error) []byte {
+	t.Helper()
+	return recordUntil(t, 10e9, write)
+}
+
+// recordUntil is record, of a run that ends at that time.
+func recordUntil(t testing.TB, end uint64, write func(*recording.Writer) error) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w, err := recording.NewWriter(&b)
@@ -158,7 +263,7 @@ func record(t testing.TB, write func(*recording.Writer) error) []byte {
 	check(t, w.Clock(1e9, 1_700_000_000e9))
 	check(t, w.Scanned(true))
 	check(t, write(w))
-	check(t, w.Clock(10e9, 1_700_000_000e9))
+	check(t, w.Clock(end, 1_700_000_000e9))
 	check(t, w.Flush())
 	return b.Bytes()
 }

@@ -159,8 +159,7 @@ func (p *pipeline) Finding(f *aggregate.Finding) bool {
 	}
 	b, ok := p.out.room()
 	if !ok {
-		p.shed++
-		return false
+		return false // the tracker will try again
 	}
 	p.out.put(p.enc.Finding(b, f))
 	p.records.Finding++
@@ -219,6 +218,9 @@ func (p *pipeline) tryStats() {
 		p.putStats(b)
 	}
 }
+
+// finish says what the tracker has still to say.
+func (p *pipeline) finish() { p.shed += uint64(p.tracker.Finish()) }
 
 // printStats prints the books, whatever was shed before.
 func (p *pipeline) printStats() {

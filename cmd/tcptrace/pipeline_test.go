@@ -98,6 +98,101 @@ func TestWhatABlockedReaderShedsIsCounted(t *testing.T) {
 	}
 }
 
+// leaking is a pipeline with a finding to tell as soon as it has a place to.
+func leaking(t *testing.T, out *sink, flags ...string) *pipeline {
+	t.Helper()
+	p := newPipeline(parseFlags(t, flags...), out)
+	check(t, p.Clock(1e9, 0))
+	check(t, p.Scanned(true))
+	s := client(1)
+	for _, step := range [][]byte{
+		s.step(events.Close, events.SynSent, events.Owned),
+		s.step(events.SynSent, events.Established, events.HasSocket),
+		s.step(events.Established, events.CloseWait, events.HasSocket|events.Done),
+	} {
+		take(t, p, step)
+	}
+	check(t, p.Clock(62e9, 0))
+	take(t, p, s.row(62e9, events.CloseWait, 7))
+	check(t, p.Scanned(true))
+	return p
+}
+
+// A finding for which there is no room is not shed: it waits.
+func TestAFindingWaitsForABlockedReaderAndIsNotUnprinted(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	out := newSink(w)
+	p := leaking(t, out)
+	for n := uint64(2); p.shed == 0; n++ {
+		if n > 1<<20 {
+			t.Fatal("a million connections that nobody reads about and none refused")
+		}
+		take(t, p, client(n).step(events.Close, events.SynSent, events.Owned))
+	}
+	for range 5 {
+		check(t, p.Clock(62e9, 0))
+	}
+	got := drain(r)
+	enough(t, out)
+	check(t, p.Clock(62e9, 0))
+	check(t, p.Clock(62e9, 0))
+	p.printStats()
+	check(t, out.close())
+	check(t, w.Close())
+
+	findings := 0
+	all := records(t, <-got)
+	for _, rec := range all {
+		if rec.Type == "finding" {
+			findings++
+		}
+	}
+	stats := all[len(all)-1]
+	if findings != 1 || stats.Records["finding"] != 1 {
+		t.Errorf("got %d findings, the stats say %d; want 1", findings, stats.Records["finding"])
+	}
+	if stats.Unprinted != 1 {
+		t.Errorf("unprinted: got %d, want 1, the transition: the finding was printed in the end", stats.Unprinted)
+	}
+}
+
+// --fail-on is about what there was, not about what got through.
+func TestAFindingFailsTheRunWhetherItIsPrintedOrNot(t *testing.T) {
+	guard(t)
+	for _, tt := range []struct {
+		flags []string
+		want  bool
+	}{
+		{nil, false},
+		{[]string{"--fail-on", "never_closed"}, false},
+		{[]string{"--fail-on", "close_wait_leak"}, true},
+		{[]string{"--fail-on", "any"}, true},
+		{[]string{"--fail-on", "any", "--events", "stats"}, true},
+		{[]string{"--fail-on", "any", "-o", "text"}, true},
+		{[]string{"--fail-on", "any", "--close-wait-after", "2m"}, false},
+	} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		check(t, err)
+		out := newSink(f)
+		p := leaking(t, out, tt.flags...)
+		check(t, p.Clock(62e9, 0))
+		check(t, out.close())
+		check(t, f.Close())
+		if p.failed != tt.want {
+			t.Errorf("%q: failed: got %v, want %v", tt.flags, p.failed, tt.want)
+		}
+	}
+	_, w := pipe(t) // nobody reads
+	out := newSink(w)
+	fill(t, out)
+	p := leaking(t, out, "--fail-on", "any")
+	check(t, p.Clock(62e9, 0))
+	if !p.failed || p.records.Finding != 0 {
+		t.Errorf("with a reader that has stopped: failed: %v, with %d findings printed; want true, 0", p.failed, p.records.Finding)
+	}
+}
+
 // story is what happens to a pipeline before it does the sums, and how many
 // transitions there really were.
 type story struct {

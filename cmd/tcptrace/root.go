@@ -68,8 +68,8 @@ func run(ctx context.Context, e env) error {
 	once.Long, once.Example = snapshotHelp, snapshotExamples
 	root.AddCommand(once)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w; see tcptrace --help", err)}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	root.SetArgs(e.args)
 	root.SetOut(e.stdout)

@@ -26,6 +26,9 @@ var update = flag.Bool("update", false, "rewrite the goldens of testdata/recordi
 //	cut.rec        the same, cut within its last frame
 //	garbage.rec    no recording
 //	version.rec    a recording of a version to come
+//	leak.rec       a process that leaves a socket in CLOSE_WAIT (see leaks)
+//	over.rec       the same, and in the end it closes it
+//	all.rec        findings of all kinds
 //	long.rec       far more records than a pipe and the queue before it hold
 func TestTheCommandDoesWhatItsScriptsSay(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -39,6 +42,8 @@ func TestTheCommandDoesWhatItsScriptsSay(t *testing.T) {
 			for name, content := range map[string][]byte{
 				"sample.rec": whole, "cut.rec": whole[:len(whole)-1], "garbage.rec": []byte("{\"type\":\"stats\"}\n"),
 				"version.rec": version, "long.rec": long(t),
+				"leak.rec": leaks(t, "close_wait_leak"), "over.rec": leaks(t, "over"),
+				"all.rec": leaks(t, "close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit"),
 			} {
 				if err := os.WriteFile(filepath.Join(e.WorkDir, name), content, 0o600); err != nil {
 					return err

@@ -29,9 +29,7 @@ func newLogger(w io.Writer, verbose bool) *zap.Logger {
 // stream is the main job: records to stdout until something ends it.
 func stream(ctx context.Context, e env, cfg *config) error {
 	log := newLogger(e.stderr, cfg.verbose)
-	for _, what := range cfg.idle {
-		log.Warn(what + " has no effect yet: that is to come in a later version")
-	}
+	warnIdle(log, cfg)
 	log.Debug("filter", zap.Stringer("filter", cfg))
 	if cfg.duration > 0 {
 		var cancel context.CancelFunc
@@ -47,7 +45,7 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	err := from(ctx, cfg, p, log)
 	whole := err == nil || errors.Is(err, errRecording)
 	if whole {
-		p.tracker.Finish()
+		p.finish()
 		p.printStats()
 	}
 	// The writer's error comes first: a run that has ended because nothing
@@ -69,6 +67,13 @@ func stream(ctx context.Context, e env, cfg *config) error {
 
 // errFound is the error of a run with a finding that --fail-on asks for.
 var errFound = errors.New("--fail-on: there was such a finding")
+
+// warnIdle says what was asked for in vain.
+func warnIdle(log *zap.Logger, cfg *config) {
+	for _, what := range cfg.idle {
+		log.Warn(what + " has no effect yet: that is to come in a later version")
+	}
+}
 
 // summarize says in one line what was seen and lost.
 func summarize(log *zap.Logger, p *pipeline) {

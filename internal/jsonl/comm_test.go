@@ -35,12 +35,24 @@ func FuzzComm(f *testing.F) {
 		tr.Owner.Comm = comm
 		s := aggregate.Socket{Ends: tr.Ends, State: events.Listen, Holders: []aggregate.Holder{{Pid: 1, Comm: comm, Fd: 3}}}
 		c := aggregate.Connection{Ends: tr.Ends, Spent: &aggregate.Spent{}}
+		// A path and a sentence may be longer than a name. An empty path is none.
+		long := append([]byte("/"), in...)
+		f := aggregate.Finding{
+			Pid: 1, Comm: comm, Exe: string(long), Container: string(long), Message: string(long),
+			Holders: []aggregate.SocketHolder{{Holder: s.Holders[0]}},
+		}
+		f.Evidence.Verdicts[aggregate.NotAccepted] = 1
+		f.Evidence.Listeners = f.Holders
+		f.Evidence.History = &aggregate.History{}
 		e := Encoder{Wall: wall}
-		for _, line := range [][]byte{e.Transition(nil, &tr), e.Connection(nil, &c), e.Socket(nil, &s)} {
+		for _, line := range [][]byte{e.Transition(nil, &tr), e.Connection(nil, &c), e.Socket(nil, &s), e.Finding(nil, &f)} {
 			checkPlain(t, line)
 			var got struct {
-				Comm    string
-				Holders []struct{ Comm string }
+				Type                    string
+				Comm                    string
+				Exe, Container, Message string
+				Holders                 []struct{ Comm string }
+				Evidence                struct{ Listeners []struct{ Comm string } }
 			}
 			if err := json.Unmarshal(line, &got); err != nil {
 				t.Fatalf("not JSON: %v in %q", err, line)
@@ -48,8 +60,17 @@ func FuzzComm(f *testing.F) {
 			if got.Comm != want {
 				t.Errorf("comm: got %q, want %q in %q", got.Comm, want, line)
 			}
-			if len(got.Holders) > 0 && got.Holders[0].Comm != want {
-				t.Errorf("comm of a holder: got %q, want %q in %q", got.Holders[0].Comm, want, line)
+			for _, h := range append(got.Holders, got.Evidence.Listeners...) {
+				if h.Comm != want {
+					t.Errorf("comm of a holder: got %q, want %q in %q", h.Comm, want, line)
+				}
+			}
+			if got.Type != "finding" {
+				continue
+			}
+			want := roundTrip(t, string(long))
+			if len(got.Holders) != 1 || len(got.Evidence.Listeners) != 1 || got.Exe != want || got.Container != want || got.Message != want {
+				t.Errorf("got %+v, want one holder, one listener, and %q for exe, container and message", got, want)
 			}
 		}
 	})

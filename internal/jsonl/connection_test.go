@@ -10,12 +10,18 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// kept is an aggregate.Output that keeps the last connection.
-type kept struct{ last aggregate.Connection }
+// kept is an aggregate.Output that keeps the last connection and the last finding.
+type kept struct {
+	last    aggregate.Connection
+	finding aggregate.Finding
+}
 
 func (*kept) Transition(*aggregate.Transition) bool { return true }
 func (*kept) Socket(*aggregate.Socket) bool         { return true }
-func (*kept) Finding(*aggregate.Finding) bool       { return true }
+func (k *kept) Finding(f *aggregate.Finding) bool {
+	k.finding = *f
+	return true
+}
 func (k *kept) Connection(c *aggregate.Connection) bool {
 	spent := *c.Spent
 	k.last = *c
@@ -108,6 +114,7 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 			"nothing sent", func(c *aggregate.Connection) { c.Sent, c.Received = 0, 0 },
 			object{"sent_bytes": num("0"), "received_bytes": num("0")},
 		},
+		{"in a container", func(c *aggregate.Connection) { c.Container = "abc123" }, object{"container": "abc123"}},
 		{"a gap", func(c *aggregate.Connection) { c.Gap = true }, object{"gap": true}},
 		{"records were shed", func(c *aggregate.Connection) { c.Unprinted = 2 }, object{"unprinted": num("2")}},
 	} {

@@ -80,6 +80,8 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 	switch {
 	case f.Kind == aggregate.FdLimit:
 		return appendLimit(b, e)
+	case f.Status == aggregate.Resolved && (f.Kind == aggregate.ResetFdLeak || f.Pid == 0):
+		return b // likewise without a history
 	case f.Status == aggregate.Resolved:
 		return appendHistory(b, e.History)
 	case f.Kind == aggregate.CloseWaitLeak:

@@ -167,6 +167,7 @@ func TestATransitionHasTheFieldsOfTheContract(t *testing.T) {
 			object{"pid": nil, "comm": nil, "owner_source": nil},
 		},
 		{"no dwell time", func(tr *aggregate.Transition) { tr.Dwell = aggregate.Unknown }, object{"dwell_ms": nil}},
+		{"in a container", func(tr *aggregate.Transition) { tr.Container = "abc123" }, object{"container": "abc123"}},
 		{"a gap", func(tr *aggregate.Transition) { tr.Gap = true }, object{"gap": true}},
 		{"records before it were shed", func(tr *aggregate.Transition) { tr.Unprinted = 3 }, object{"unprinted": num("3")}},
 		{
@@ -305,6 +306,16 @@ func TestASocketHasTheFieldsOfTheContract(t *testing.T) {
 			"in CLOSE_WAIT with data", func(s *aggregate.Socket) { s.State, s.Unread = events.CloseWait, 1001 },
 			object{"state": "CLOSE_WAIT", "eof_read": false, "unread_bytes": num("1000")},
 		},
+		{
+			"that its process has left in CLOSE_WAIT",
+			func(s *aggregate.Socket) { s.State, s.Verdict = events.CloseWait, aggregate.EOFRead },
+			object{"state": "CLOSE_WAIT", "eof_read": true, "unread_bytes": num("0"), "verdict": "eof_read"},
+		},
+		{
+			"that is dead and open", func(s *aggregate.Socket) { s.State, s.Verdict = events.Close, aggregate.Dead },
+			object{"state": "CLOSE", "verdict": "reset_fd_leak"},
+		},
+		{"in a container", func(s *aggregate.Socket) { s.Container = "abc123" }, object{"container": "abc123"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := aggregate.Socket{Ends: ends(), Ktime: 99, State: events.Established, Age: 1500 * time.Microsecond}
@@ -323,23 +334,23 @@ func TestStatsHaveTheFieldsOfTheContract(t *testing.T) {
 	check(t, e.Stats(nil, &aggregate.Stats{
 		Ktime: 1, Seen: math.MaxUint64, Delivered: 2, Filtered: 3,
 		Lost: aggregate.Lost{RingFull: 4, Nested: 5, TableFull: 6, Decode: 7}, RecordsLost: 8,
-		Records:   aggregate.Records{Transition: 9, Connection: 10, Socket: 11, Stats: 12},
-		Unprinted: 13, Tracked: 14,
+		Records:   aggregate.Records{Transition: 9, Connection: 10, Socket: 11, Stats: 12, Finding: 15},
+		Unprinted: 13, Tracked: 14, Hidden: 16,
 		Probes: []aggregate.Probe{{Facility: "accept", Variant: "fexit"}, {Facility: "clock"}},
 	}), object{
 		"type": "stats", "time": at(1), "seen": num("18446744073709551615"), "delivered": num("2"), "filtered": num("3"),
 		"lost":         object{"ring_full": num("4"), "nested": num("5"), "table_full": num("6"), "decode": num("7")},
 		"records_lost": num("8"),
-		"records":      object{"transition": num("9"), "connection": num("10"), "socket": num("11"), "stats": num("12")},
-		"unprinted":    num("13"), "sockets_tracked": num("14"),
+		"records":      object{"transition": num("9"), "connection": num("10"), "socket": num("11"), "finding": num("15"), "stats": num("12")},
+		"unprinted":    num("13"), "sockets_tracked": num("14"), "hidden_processes": num("16"),
 		"probes": object{"accept": "fexit", "clock": nil},
 	})
 	check(t, e.Stats(nil, &aggregate.Stats{Ktime: 2}), object{
 		"type": "stats", "time": at(2), "seen": num("0"), "delivered": num("0"), "filtered": num("0"),
 		"lost":         object{"ring_full": num("0"), "nested": num("0"), "table_full": num("0"), "decode": num("0")},
 		"records_lost": num("0"),
-		"records":      object{"transition": num("0"), "connection": num("0"), "socket": num("0"), "stats": num("0")},
-		"unprinted":    num("0"), "sockets_tracked": num("0"), "probes": object{},
+		"records":      object{"transition": num("0"), "connection": num("0"), "socket": num("0"), "finding": num("0"), "stats": num("0")},
+		"unprinted":    num("0"), "sockets_tracked": num("0"), "hidden_processes": num("0"), "probes": object{},
 	})
 }
 

@@ -214,6 +214,7 @@ func TestReplayRefusesWhatIsNoRecording(t *testing.T) {
 		{"frame type 99", append(header, 99, 2, 0, 1, 2), "type 99 with 2 bytes"},
 		{"a clock that is too short", append(header, byte(frameClock), 1, 0, 1), "with 1 bytes"},
 		{"books that are too long", append(append(header, byte(frameBooks), 41, 0), make([]byte, 41)...), "with 41 bytes"},
+		{"details that are too short", append(append(header, byte(frameDetails), 15, 0), make([]byte, 15)...), "with 15 bytes"},
 		{"a scan without its verdict", append(header, byte(frameScanned), 0, 0), "with 0 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

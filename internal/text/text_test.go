@@ -25,6 +25,15 @@ func ends(laddr, raddr string, port uint16, comm string) aggregate.Ends {
 	}
 }
 
+// encoder is what an Encoder and a Snapshot have in common.
+type encoder interface {
+	Transition([]byte, *aggregate.Transition) []byte
+	Connection([]byte, *aggregate.Connection) []byte
+	Socket([]byte, *aggregate.Socket) []byte
+	Finding([]byte, *aggregate.Finding) []byte
+	Stats([]byte, *aggregate.Stats) []byte
+}
+
 // lines are one record of each type that has the columns.
 func lines(s aggregate.Ends) map[string]string {
 	e := Encoder{Wall: wall}
@@ -145,6 +154,18 @@ func TestALineSaysWhatHappened(t *testing.T) {
 			[]string{"socket LISTEN"}, "least",
 		},
 		{
+			"a socket that its process has left", e.Socket(nil, &aggregate.Socket{
+				Ends: s, State: events.CloseWait, Age: time.Hour, Verdict: aggregate.EOFUnread,
+			}),
+			[]string{"socket CLOSE_WAIT", "3600000.000 ms", "eof_unread"}, "",
+		},
+		{
+			"a finding", e.Finding(nil, &aggregate.Finding{
+				Kind: aggregate.ResetFdLeak, Status: aggregate.Update, Severity: aggregate.Critical, Message: "nginx[7] keeps 3",
+			}),
+			[]string{" finding update critical reset_fd_leak: nginx[7] keeps 3"}, "",
+		},
+		{
 			"the books", e.Stats(nil, &aggregate.Stats{
 				Seen: 100, Delivered: 60, Filtered: 30, Lost: aggregate.Lost{RingFull: 1, Nested: 2, TableFull: 3, Decode: 4}, Unprinted: 5, Tracked: 6,
 			}),
@@ -172,7 +193,8 @@ func TestTheTimeOfALineIsTheReaders(t *testing.T) {
 		want := time.Unix(0, wall+int64(ktime)).Local().Format("15:04:05.000000")
 		tr := e.Transition(nil, &aggregate.Transition{Ends: ends("1.1.1.1", "2.2.2.2", 1, "a"), Ktime: ktime})
 		stats := e.Stats(nil, &aggregate.Stats{Ktime: ktime})
-		for _, line := range [][]byte{tr, stats} {
+		finding := e.Finding(nil, &aggregate.Finding{Ktime: ktime})
+		for _, line := range [][]byte{tr, stats, finding} {
 			if got, _, _ := strings.Cut(string(line), " "); got != want {
 				t.Errorf("ktime %d: got %s, want %s", ktime, got, want)
 			}
@@ -230,6 +252,28 @@ func TestNoNameReachesTheTerminalRaw(t *testing.T) {
 				t.Errorf("%s: got %q, want a newline at its end", kind, line)
 			}
 			checkPrintable(t, body)
+		}
+	}
+}
+
+// All that a finding says of a process may be of its choice.
+func TestNoFindingReachesTheTerminalRaw(t *testing.T) {
+	for _, name := range nasty {
+		f := &aggregate.Finding{
+			Kind: aggregate.CloseWaitLeak, Pid: 7, Comm: events.MakeComm(name), Exe: name, Container: name, Count: 1, Message: name + "[7] keeps",
+			Holders: []aggregate.SocketHolder{{Holder: aggregate.Holder{Pid: 7, Comm: events.MakeComm(name), Fd: 3}}},
+		}
+		for _, e := range []encoder{&Encoder{Wall: wall}, &Snapshot{}} {
+			text := string(e.Finding(nil, f))
+			if !strings.HasSuffix(text, "\n") {
+				t.Errorf("%T: got %q, want a newline at its end", e, text)
+			}
+			for line := range strings.Lines(text) {
+				checkPrintable(t, strings.TrimSuffix(line, "\n"))
+			}
+			if !strings.Contains(text, Printable([]byte(name))+"[7] keeps") {
+				t.Errorf("%T: got %q, want the message in it", e, text)
+			}
 		}
 	}
 }

@@ -91,9 +91,14 @@ func (t *Tracker) findLeaks(complete bool) {
 	var gone []uint32
 	for i := t.list(late).head; i != 0; i = t.table.at(i).next {
 		c := t.table.at(i)
-		if c.scan != t.scan {
+		v := t.verdictOf(c)
+		switch {
+		case c.verdict != yes || v == VerdictNone:
+			t.join(i, noFinding)
+			continue
+		case c.scan != t.scan:
 			if c.finding != noFinding {
-				t.count(t.findings[c.finding], c, t.verdictOf(c)) // it is as it was, as far as is known
+				t.count(t.findings[c.finding], c, v) // it is as it was, as far as is known
 			}
 			if complete {
 				c.unseen++
@@ -101,11 +106,6 @@ func (t *Tracker) findLeaks(complete bool) {
 			if c.unseen >= unseenScans {
 				gone = append(gone, i)
 			}
-			continue
-		}
-		v := t.verdictOf(c)
-		if c.verdict != yes || v == VerdictNone {
-			t.join(i, noFinding)
 			continue
 		}
 		kind, proc := t.charge(i, v)
@@ -199,6 +199,7 @@ func (t *Tracker) weigh(f *finding) {
 			e.Verdict = v
 		}
 	}
+	f.peakCount = max(f.peakCount, f.count) // told or not
 }
 
 // growth remembers how many sockets a process had in CLOSE_WAIT.

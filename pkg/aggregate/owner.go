@@ -140,6 +140,10 @@ func (t *Tracker) row(ev *events.Event) {
 	if ev.Cookie != 0 && c.Cookie != 0 && ev.Cookie != c.Cookie {
 		return
 	}
+	t.catchUp(i, ev)
+	if c.suspect != notSuspect && ev.New != c.state {
+		return // what is known of it is of another state; nothing is proven by that
+	}
 	if c.scan != t.scan {
 		c.scan, c.holder, c.unseen = t.scan, 0, 0
 	}
@@ -149,35 +153,34 @@ func (t *Tracker) row(ev *events.Event) {
 			t.hold(i, Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
 		}
 	}
-	t.catchUp(i, ev)
 	if ev.New == c.state {
 		c.examine(ev)
 	}
 	t.decide(i)
 }
 
-// catchUp notices that a socket has come into a state which it cannot have left,
-// and no event has said so.
+// catchUp notices that a socket is in another state than the events have said.
 func (t *Tracker) catchUp(i uint32, ev *events.Event) {
 	c := t.table.at(i)
-	// The event may just be on its way: two CPUs hand over not quite in order.
-	if !t.scanDone || ev.Ktime < c.lastKtime+duplicateWithin || ev.New == c.state {
-		return
-	}
 	switch {
-	case ev.New == events.CloseWait && c.state == events.Established:
-		t.miss(c)
-		c.spent.add(events.Established, Unknown)
-		t.enter(i, events.CloseWait)
-		c.closer = CloserRemote
-	case ev.New == events.Close && c.state != events.Listen && c.state != events.Close:
-		t.missEnd(i, ev.Ktime)
-		t.enter(i, events.Close)
-	default:
+	case !t.scanDone || ev.New == c.state || c.state == events.Listen || c.state == events.Close:
 		return
+	case ev.New == c.lastOld, ev.Ktime < c.lastKtime+duplicateWithin:
+		// The row was made while the socket changed. Or the event is on its way: two
+		// CPUs hand over not quite in order.
+		return
+	case ev.New == events.Close:
+		t.missEnd(i, ev.Ktime)
+	default:
+		t.miss(c)
+		c.spent.add(c.state, Unknown)
 	}
+	t.enter(i, ev.New)
+	c.foundIn(ev.New)
 	c.since, c.asOf, c.quiet = 0, ev.Ktime, ev.Quiet
-	t.becomeSuspect(i)
+	if ev.New == events.CloseWait || ev.New == events.Close {
+		t.becomeSuspect(i)
+	}
 }
 
 // found starts the story of a socket that was there before.

@@ -14,7 +14,7 @@ type process struct {
 	details events.Details
 	known   bool // details was asked for
 
-	owned   int // sockets that it owns
+	owned   int // sockets that it owns; of nobody, it says nothing
 	history History
 	growth  growth
 	exit    exit
@@ -178,7 +178,7 @@ func (p *processes) forked(parent, child *events.Proc, old bool) {
 			p.release(n)
 		}
 		// Until it is looked at; and it may be gone by then.
-		if n, ok := p.byPid[parent.Pid]; ok && p.container(n) != "" {
+		if n, ok := p.byPid[parent.Pid]; ok && p.container(n) != "" && child.Pid != 0 {
 			c := p.get(child.Pid, &child.Comm)
 			p.all[c].details.Container = p.container(n)
 			p.contained++

@@ -28,7 +28,8 @@ func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
 	age := ev.Ktime - min(ktime, ev.Ktime)
 	// One in use was cut off, not left behind.
 	inUse := ev.Ktime < c.active+t.closeWaitAfter || ev.Sent > c.sent
-	if age < t.closeWaitAfter || inUse || c.verdict != yes || proc == nobody {
+	// Of one that is no suspect it comes to light only now that its peer had closed.
+	if c.suspect == notSuspect || age < t.closeWaitAfter || inUse || c.verdict != yes || proc == nobody {
 		return
 	}
 	x := &t.procs.all[proc].exit
@@ -97,8 +98,19 @@ func (t *Tracker) reportExits(settled uint64) {
 	t.exits = kept
 }
 
-// Finish ends the run: what would have been said a moment later is said now.
-func (t *Tracker) Finish() { t.reportExits(0) }
+// Finish ends the run: what would have been said a moment later is said now. It
+// returns how many findings the output has refused.
+func (t *Tracker) Finish() (refused int) {
+	t.report()
+	t.reportExits(0)
+	refused = len(t.exits)
+	for _, f := range t.findings {
+		if f != nil && t.due(f) {
+			refused++
+		}
+	}
+	return refused
+}
 
 // due reports whether there is something to say about f.
 func (t *Tracker) due(f *finding) bool {
@@ -201,6 +213,9 @@ func explain(r *Finding) (message, advice string) {
 	case r.Status == Resolved:
 		message = fmt.Sprintf("%s: %s is over", who, strings.ReplaceAll(r.Kind.String(), "_", " "))
 		return message, "Nothing is left to do."
+	case r.Kind == CloseWaitLeak && r.Pid == 0 && e.Verdict == NotAccepted:
+		message = fmt.Sprintf("%s in CLOSE_WAIT%s: nobody has called accept(), and whose listener it is cannot be told", conns, since)
+		advice = cures[NotAccepted]
 	case r.Kind == CloseWaitLeak && r.Pid == 0:
 		message = fmt.Sprintf("no visible process has a descriptor of %s in CLOSE_WAIT%s", conns, since)
 		advice = "Run tcptrace where all processes are visible (the host's PID namespace); or the descriptors are in flight in a Unix socket that nobody reads."

@@ -3,6 +3,7 @@ package aggregate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,11 +15,14 @@ import (
 // one event, and time only passes when the test says so. What the tracker says
 // to it is kept as lines.
 type story struct {
-	t    *testing.T
+	t    testing.TB
 	tr   *Tracker
 	ms   float64
 	said []string
 	refu bool // the output refuses records
+
+	findings []Finding // as they were told
+	ids      []string  // of findings, in the order in which they came up
 }
 
 func newStory(t *testing.T, f Filter) *story {
@@ -65,18 +69,30 @@ func (s *story) Socket(r *Socket) bool {
 	for _, h := range r.Holders {
 		line += fmt.Sprintf(" %d/%d", h.Pid, h.Fd)
 	}
+	if r.Verdict != VerdictNone {
+		line += " " + r.Verdict.String()
+	}
 	s.said = append(s.said, line)
 	return true
 }
 
+// Finding shows an id as the place in which it came up first: #1 is the first
+// problem of the story, whatever its name.
 func (s *story) Finding(r *Finding) bool {
 	if s.refu {
 		return false
 	}
-	e := &r.Evidence
-	line := fmt.Sprintf("finding %s %s %s %s %s(%d) n=%d oldest=%s", r.ID, r.Kind, r.Status, r.Severity, r.Comm.Bytes(), r.Pid, r.Count, inMs(r.Oldest))
-	if e.Verdict != VerdictNone {
-		line += " " + e.Verdict.String()
+	f := *r
+	f.Holders = slices.Clone(r.Holders)
+	f.Evidence.Listeners = slices.Clone(r.Evidence.Listeners)
+	s.findings = append(s.findings, f)
+	if !slices.Contains(s.ids, r.ID) {
+		s.ids = append(s.ids, r.ID)
+	}
+	line := fmt.Sprintf("#%d %s %s %s %s(%d) n=%d oldest=%s", slices.Index(s.ids, r.ID)+1, r.Kind, r.Status, r.Severity,
+		r.Comm.Bytes(), r.Pid, r.Count, inMs(r.Oldest))
+	if r.Evidence.Verdict != VerdictNone && r.Status != Resolved {
+		line += " " + r.Evidence.Verdict.String()
 	}
 	for _, h := range r.Holders {
 		line += fmt.Sprintf(" %d/%d:%x", h.Pid, h.Fd, h.Cookie)
@@ -197,6 +213,33 @@ func from(listener uint64) func(*events.Event) {
 	return func(ev *events.Event) { ev.Listener = listener }
 }
 
+func unread(n uint32) func(*events.Event) {
+	return func(ev *events.Event) { ev.Unread = n }
+}
+
+func sent(n uint64) func(*events.Event) {
+	return func(ev *events.Event) { ev.Sent = n }
+}
+
+// quiet and unsent are the ages, in ms, that an iterator reads off a socket.
+func quiet(ms float64) func(*events.Event) {
+	return func(ev *events.Event) { ev.Quiet = uint64(ms * 1e6) }
+}
+
+func unsent(ms float64) func(*events.Event) {
+	return func(ev *events.Event) { ev.Unsent = uint64(ms * 1e6) }
+}
+
+func queued(n uint32) func(*events.Event) {
+	return func(ev *events.Event) { ev.Queued = n }
+}
+
+// kernels is the mark of a socket of the kernel's own.
+func kernels(ev *events.Event) { ev.Kernel = true }
+
+// unaccepted is what a socket in an accept queue has: no struct socket.
+func unaccepted(ev *events.Event) { ev.Flags &^= events.HasSocket }
+
 func (s *story) accept(k sock, pid uint32, comm string) {
 	ev := s.event(k, events.Accept)
 	by(pid, comm)(&ev)
@@ -227,6 +270,62 @@ func (s *story) row(k sock, state string, pid uint32, comm string, fd int32, opt
 	s.tr.Observe(&ev)
 }
 
+// A look is a row of a scan. One that says nothing of data sent comes from a
+// socket that has sent none for an hour.
+type look func(*story)
+
+func holds(k sock, state string, pid uint32, comm string, fd int32, opts ...func(*events.Event)) look {
+	return func(s *story) {
+		s.row(k, state, pid, comm, fd, append([]func(*events.Event){unsent(3600e3)}, opts...)...)
+	}
+}
+
+// bare is a row without a descriptor, as the iterator over all sockets makes it.
+func bare(k sock, state string, opts ...func(*events.Event)) look {
+	return holds(k, state, 0, "", -1, opts...)
+}
+
+// scan does what the agent does when it looks at the sockets: it reads the rows,
+// lets time catch up, ends the scan, and lets the tracker report.
+func (s *story) scan(rows ...look) { s.scanned(true, rows...) }
+
+func (s *story) scanned(complete bool, rows ...look) {
+	for _, r := range rows {
+		r(s)
+	}
+	s.tick()
+	s.tr.Scanned(complete)
+	s.tick()
+}
+
+func (s *story) details(d events.Details) { s.tr.Details(&d) }
+
+// leave tells of a server's socket that pid accepts, and whose peer closes now.
+func (s *story) leave(k sock, pid uint32, comm string, opts ...func(*events.Event)) {
+	s.t.Helper()
+	s.step(k, "L>SR", from(listen.cookie))
+	s.step(k, "SR>E")
+	s.accept(k, pid, comm)
+	s.step(k, "E>CW", append([]func(*events.Event){with(events.HasSocket | events.Done), shut(1), unread(1)}, opts...)...)
+}
+
+// closes tells of a close() in CLOSE_WAIT.
+func (s *story) closes(k sock, pid uint32, comm string, opts ...func(*events.Event)) {
+	s.t.Helper()
+	s.step(k, "CW>LA", append([]func(*events.Event){by(pid, comm), with(events.HasSocket | events.Done), shut(3)}, opts...)...)
+}
+
+// exits is the close() that the exit of the process does.
+func (s *story) exits(k sock, pid uint32, comm string, opts ...func(*events.Event)) {
+	s.t.Helper()
+	s.closes(k, pid, comm, append([]func(*events.Event){with(events.Exiting)}, opts...)...)
+}
+
+// nth is a server's nth socket, from one client to one port.
+func nth(n int) sock {
+	return sock{addr: 0x5000 + uint64(n)<<4, cookie: 0x500 + uint64(n), lport: 80, rport: 40000 + uint16(n)}
+}
+
 func (s *story) pass(ms float64) { s.ms += ms }
 
 func (s *story) tick() { s.tr.Tick(uint64(s.ms * 1e6)) }
@@ -239,6 +338,26 @@ func (s *story) tells(want ...string) {
 	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
 		s.t.Errorf("want:\n%s\ngot:\n%s", w, g)
 	}
+}
+
+// finds checks which findings the tracker has told since the last call, and
+// forgets the rest.
+func (s *story) finds(want ...string) {
+	s.t.Helper()
+	got := s.lines("#")
+	s.said = nil
+	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
+		s.t.Errorf("want:\n%s\ngot:\n%s", w, g)
+	}
+}
+
+// found returns the last finding that was told.
+func (s *story) found() *Finding {
+	s.t.Helper()
+	if len(s.findings) == 0 {
+		s.t.Fatal("want a finding, got none")
+	}
+	return &s.findings[len(s.findings)-1]
 }
 
 // lines returns what the tracker has said and what contains part.

@@ -51,15 +51,28 @@ const (
 
 func (t *Tracker) list(which uint8) *suspects { return &t.suspects[which-young] }
 
+// enlist puts a conn in its place, which almost always is the last. What the first
+// scan finds comes in no order, and is sorted when that is over.
 func (t *Tracker) enlist(i uint32, which uint8) {
 	c, l := t.table.at(i), t.list(which)
-	c.suspect, c.prev, c.next = which, l.tail, 0
-	if l.tail != 0 {
-		t.table.at(l.tail).next = i
-	} else {
-		l.head = i
+	ktime, _ := c.entered()
+	before := l.tail
+	for t.scanDone && before != 0 {
+		if k, _ := t.table.at(before).entered(); k <= ktime {
+			break
+		}
+		before = t.table.at(before).prev
 	}
-	l.tail = i
+	next := &l.head
+	if before != 0 {
+		next = &t.table.at(before).next
+	}
+	c.suspect, c.prev, c.next = which, before, *next
+	prev := &l.tail
+	if c.next != 0 {
+		prev = &t.table.at(c.next).prev
+	}
+	*next, *prev = i, i
 	l.n++
 }
 
@@ -132,6 +145,9 @@ func died(ev *events.Event) bool {
 
 // expireSuspects moves those whose time is up.
 func (t *Tracker) expireSuspects() {
+	if !t.scanDone {
+		return // not sorted yet
+	}
 	for i := t.list(young).head; i != 0; i = t.list(young).head {
 		if ktime, _ := t.table.at(i).entered(); t.now < ktime+t.closeWaitAfter {
 			return
@@ -213,13 +229,6 @@ func (t *Tracker) UnseenIn() map[uint32]bool {
 // hold notes a descriptor that the scan under way has found.
 func (t *Tracker) hold(i uint32, h Holder) {
 	c := t.table.at(i)
-	// Threads whose descriptors are not shared with their leader's are walked one
-	// by one, and those that are shared among them are found again.
-	for k := c.holder; k != 0 && t.holders[k].Pid == h.Pid; k = t.holders[k].next {
-		if t.holders[k].Fd == h.Fd {
-			return
-		}
-	}
 	t.holders = append(t.holders, held{Holder: h, next: c.holder})
 	c.holder = uint32(len(t.holders) - 1)
 }
@@ -230,15 +239,20 @@ type held struct {
 	next uint32
 }
 
-// holdersOf returns the descriptors that the scan under way has found of c, in
-// its order. The slice is good until the next call.
+// holdersOf returns the descriptors that the scan under way has found of c, each
+// once, by PID and number: threads that do not share their leader's descriptors are
+// walked one by one, and what they share among them is found again. The slice is
+// good until the next call.
 func (t *Tracker) holdersOf(c *conn) []Holder {
 	t.holderBuf = t.holderBuf[:0]
 	if c.scan == t.scan {
 		for k := c.holder; k != 0; k = t.holders[k].next {
 			t.holderBuf = append(t.holderBuf, t.holders[k].Holder)
 		}
-		slices.Reverse(t.holderBuf)
+		slices.SortFunc(t.holderBuf, func(a, b Holder) int {
+			return cmp.Or(cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
+		})
+		t.holderBuf = slices.Compact(t.holderBuf)
 	}
 	return t.holderBuf
 }
@@ -251,16 +265,12 @@ func (t *Tracker) culprit(c *conn) uint32 {
 	if len(hs) == 0 {
 		return nobody
 	}
-	first := &hs[0]
 	for k := range hs {
 		if hs[k].Pid == c.Owner.Pid {
 			return t.procs.get(hs[k].Pid, &hs[k].Comm)
 		}
-		if hs[k].Pid < first.Pid {
-			first = &hs[k]
-		}
 	}
-	return t.procs.get(first.Pid, &first.Comm)
+	return t.procs.get(hs[0].Pid, &hs[0].Comm)
 }
 
 // listenerOf returns the listener in whose queue c is, nil if that is not known.

@@ -135,10 +135,13 @@ func (t *Tracker) Observe(ev *events.Event) {
 			t.own(i, &ev.Proc, SourceAccept)
 			t.accepted(i)
 			t.decide(i)
-			if c := t.table.at(i); c.state == events.Close {
+			switch c := t.table.at(i); c.state {
+			case events.Close:
 				// Reset in the accept queue; accept() hands it out all the same.
 				c.since = ev.Ktime
 				t.becomeSuspect(i)
+			case events.CloseWait:
+				c.active = ev.Ktime // whoever has it now, has it only since now
 			}
 		}
 	case events.Socket:
@@ -207,9 +210,11 @@ func (t *Tracker) transition(ev *events.Event) {
 	case ev.New == events.CloseWait:
 		c.unread, c.sent = ev.Unread, ev.Sent
 		t.becomeSuspect(i)
-	case died(ev):
-		c.end = endOf(ev)
-		t.becomeSuspect(i)
+	case ev.New == events.Close:
+		c.end = endOf(ev) // for later, too: accept() may still hand it out
+		if died(ev) {
+			t.becomeSuspect(i)
+		}
 	}
 
 	t.decide(i)

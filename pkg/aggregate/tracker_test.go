@@ -229,14 +229,13 @@ func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 	s := &story{t: t, ms: 1000}
 	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
 	s.tick()
-	quiet := func(ns uint64) func(*events.Event) { return func(ev *events.Event) { ev.Quiet = ns } }
 	queued := server
 	queued.addr, queued.cookie, queued.rport = 0x51, 0x6, 40001
 
 	s.row(listen, "L", 1, "srv", 3)
-	s.row(server, "CW", 1, "srv", 4, quiet(7e6))
+	s.row(server, "CW", 1, "srv", 4, quiet(7))
 	s.row(server, "CW", 9, "child", 4)
-	s.row(queued, "E", 0, "", -1, quiet(2e6), func(ev *events.Event) { ev.Flags = 0 })
+	s.row(queued, "E", 0, "", -1, quiet(2), func(ev *events.Event) { ev.Flags = 0 })
 	s.pass(5)
 	s.tick()
 	s.tr.Scanned(true)

@@ -140,3 +140,17 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+func TestPidIsThatOfWhoDoesSomethingWithASocket(t *testing.T) {
+	for kind, want := range map[Kind]uint32{Transition: 0x04030201, Accept: 0x04030201, Socket: 0x04030201, Fork: 0, Destroy: 0} {
+		b := record(kind)
+		copy(b[headerSize:], []byte{1, 2, 3, 4})
+		if got := Pid(b); got != want {
+			t.Errorf("kind %d: got %#x, want %#x", kind, got, want)
+		}
+	}
+	// One that was cut is not refused here, but by Decode.
+	if got := Pid(record(Transition)[:headerSize+procSize-1]); got != 0 {
+		t.Errorf("cut short: got %#x, want 0", got)
+	}
+}
