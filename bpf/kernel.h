@@ -45,6 +45,7 @@ enum {
 };
 
 #define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
 #define SOCK_STREAM 1
 #define AF_INET 2
 #define AF_INET6 10
@@ -152,6 +153,11 @@ struct tcp_sock {
 	__u64 bytes_retrans;
 	__u64 bytes_received;
 	__u8 repair : 1;
+};
+
+/* Where the kernel has CONFIG_MPTCP. */
+struct mptcp_sock {
+	struct sock *first; /* its first subflow; of a listener, the one that listens */
 };
 
 struct super_block {

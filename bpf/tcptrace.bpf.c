@@ -28,6 +28,12 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* Since 6.2. What it returns can be read, and no helper takes it. */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+#define CAST(type, addr) ((type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(type)))
+
+
 /* The wire types, for the generated Go code: a test holds pkg/events to them. */
 const struct transition *unused_transition __attribute__((unused));
 const struct event *unused_event __attribute__((unused));
@@ -485,11 +491,6 @@ int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
 	return 0;
 }
 
-extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
-
-
-#define CAST(type, addr) ((type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(type)))
-
 /* The TCP socket behind a descriptor of the current task, or NULL.
  * Needs bpf_rdonly_cast (6.2), so that these too are direct loads. */
 static __always_inline const struct sock *sock_of_fd(struct task_struct *task, long fd)
@@ -586,32 +587,30 @@ static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state)
 	return tp->rcv_tstamp && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
 }
 
-static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
+static __always_inline bool is_wanted(const struct sock *sk)
+{
+	__u32 zero = 0;
+	__u32 *states = bpf_map_lookup_elem(&wanted, &zero);
+
+	return states && (*states & (1 << (sk->__sk_common.skc_state & 15)));
+}
+
+/* Writes the row of a TCP socket. sk and tp may be the results of a cast, which
+ * helpers do not take: so the cookie comes from the caller. */
+static __always_inline void write_row(struct seq_file *seq, const struct sock *sk, const struct tcp_sock *tp,
+				      __u64 cookie, struct task_struct *task, int fd)
 {
 	__u8 state = sk->__sk_common.skc_state;
 	struct socket_row row = {};
-	struct tcp_sock *tp;
-	__u32 zero = 0;
-	__u32 *states;
 
-	states = bpf_map_lookup_elem(&wanted, &zero);
-	if (!states || !(*states & (1 << (state & 15))))
-		return;
-	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
-	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
-	    (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
-		return;
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
-		return;
-	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
-	if (!tp)
 		return;
 	/* One that never got as far as a connection. rcv_nxt is 0 until the peer's
 	 * SYN has come (tcp_connect_init); connect(AF_UNSPEC) clears the port. */
 	if (state == TCP_CLOSE && (!tp->rcv_nxt || !sk->__sk_common.skc_dport))
 		return;
 	copy_header(&row.tr.ev, sk, EVENT_SOCKET);
-	row.tr.ev.cookie = bpf_get_socket_cookie(sk);
+	row.tr.ev.cookie = cookie;
 	row.tr.ev.oldstate = state;
 	row.tr.ev.newstate = state;
 	copy_socket(&row.tr, sk, tp, state);
@@ -622,13 +621,46 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - tp->lsndtime) * jiffy_ns;
 	row.queued = tp->write_seq - tp->snd_una;
 	row.kernel = BPF_CORE_READ_BITFIELD(sk, sk_kern_sock);
-	if (state == TCP_LISTEN) {
+	bpf_seq_write(seq, &row, sizeof(row));
+}
+
+static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
+{
+	struct tcp_sock *tp;
+	__u64 cookie;
+
+	if (!is_wanted(sk))
+		return;
+	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
+	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
+	    (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+		return;
+	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return;
+	cookie = bpf_get_socket_cookie(sk);
+	if (sk->__sk_common.skc_state == TCP_LISTEN) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
-			*l = row.tr.ev.cookie;
+			*l = cookie;
 	}
-	bpf_seq_write(seq, &row, sizeof(row));
+	write_row(seq, sk, tp, cookie, task, fd);
+}
+
+/* What a process has of an MPTCP connection is the outer socket, and what is traced
+ * are its subflows. The first one stands for it: of a listener, it is the one that
+ * listens. Programs in Go listen so unless told otherwise. */
+static __always_inline void dump_first_subflow(struct seq_file *seq, const struct sock *sk,
+					       struct task_struct *task, int fd)
+{
+	const struct sock *first;
+
+	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
+		return;
+	first = CAST(struct mptcp_sock, sk)->first;
+	if (first && is_wanted(first))
+		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd);
 }
 
 /* The sockets of one network namespace: that of the thread which opens the
@@ -660,7 +692,11 @@ int dump_files(struct bpf_iter__task_file *ctx)
 	if (!task || !file)
 		return 0;
 	socket = bpf_sock_from_file(file);
-	if (socket && socket->sk)
+	if (!socket || !socket->sk)
+		return 0;
+	if (socket->sk->sk_protocol == IPPROTO_MPTCP)
+		dump_first_subflow(ctx->meta->seq, socket->sk, task, ctx->fd);
+	else
 		dump(ctx->meta->seq, socket->sk, task, ctx->fd);
 	return 0;
 }

@@ -43,6 +43,7 @@ type flags struct {
 	btf                                  name
 	verbose                              bool
 	snapshot                             bool
+	given                                func(flag string) bool
 }
 
 // list is the value of a flag that takes several: separated by commas, or by line
@@ -99,7 +100,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	fs.Var(&f.remotes, "remote", "only peers within `CIDR`,...")
 	fs.Var(&f.netns, "netns", "only this network namespace (`PATH` of it, or its inode number)")
 	fs.Var(&f.container, "container", "only processes in the container with this `ID`, or a prefix of it")
-	f.snapshot = snapshot
+	f.snapshot, f.given = snapshot, fs.Changed
 	if snapshot {
 		fs.Var(&f.events, "events", "print only records of these `TYPE`,...: socket, finding, stats")
 	} else {
@@ -128,6 +129,7 @@ type config struct {
 	print          map[string]bool // record types
 	failOn         map[string]bool // kinds of findings
 	closeWaitAfter time.Duration
+	closeWaitGiven bool
 	text           bool
 	snapshot       bool
 	duration       time.Duration
@@ -156,7 +158,8 @@ var (
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		snapshot: f.snapshot, closeWaitAfter: f.closeWaitAfter, duration: f.duration, record: string(f.record), replay: string(f.replay),
+		snapshot: f.snapshot, closeWaitAfter: f.closeWaitAfter,
+		closeWaitGiven: f.given("close-wait-after"), duration: f.duration, record: string(f.record), replay: string(f.replay),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {

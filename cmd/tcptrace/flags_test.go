@@ -150,9 +150,9 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--max-sockets 1", func(c *config) { c.maxSockets = 1 }},
 		{"--btf /boot/btf", func(c *config) { c.btf = "/boot/btf" }},
 		{"-v", func(c *config) { c.verbose = true }},
-		{"--close-wait-after 90s", func(c *config) { c.closeWaitAfter = 90 * time.Second }},
-		{"--close-wait-after 1ms", func(c *config) { c.closeWaitAfter = time.Millisecond }},
-		{"--close-wait-after 48h", func(c *config) { c.closeWaitAfter = 48 * time.Hour }},
+		{"--close-wait-after 90s", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = 90*time.Second, true }},
+		{"--close-wait-after 1ms", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = time.Millisecond, true }},
+		{"--close-wait-after 48h", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = 48*time.Hour, true }},
 		{"--fail-on close_wait_leak", func(c *config) { c.failOn = set("close_wait_leak") }},
 		{"--fail-on never_closed,fd_limit --fail-on reset_fd_leak", func(c *config) { c.failOn = set("never_closed", "fd_limit", "reset_fd_leak") }},
 		{"--fail-on any", func(c *config) { c.failOn = set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit") }},
@@ -204,6 +204,7 @@ func TestASnapshotTakesTheFlagsThatMakeSenseForOneLook(t *testing.T) {
 		{"-o text --events stats,socket", func(c *config) { c.text, c.print["finding"] = true, false }},
 		{"--events finding", func(c *config) { c.print["socket"], c.print["stats"] = false, false }},
 		{"--close-wait-after 5m --fail-on any", func(c *config) {
+			c.closeWaitGiven = true
 			c.closeWaitAfter, c.failOn = 5*time.Minute, set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit")
 		}},
 		{

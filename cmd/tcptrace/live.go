@@ -130,9 +130,14 @@ func (t *tee) Clock(ktime uint64, wall int64) error {
 	return t.pipeline.Clock(ktime, wall)
 }
 
-func (t *tee) Scanned(complete bool) error {
-	t.keep(func(w *recording.Writer) error { return w.Scanned(complete) })
-	return t.pipeline.Scanned(complete)
+func (t *tee) Scanned(s events.Scan) error {
+	t.keep(func(w *recording.Writer) error { return w.Scanned(s) })
+	return t.pipeline.Scanned(s)
+}
+
+func (t *tee) CloseWaitAfter(d time.Duration) error {
+	t.keep(func(w *recording.Writer) error { return w.CloseWaitAfter(d) })
+	return t.pipeline.CloseWaitAfter(d)
 }
 
 func (t *tee) Books(b events.Books) error {
@@ -185,6 +190,9 @@ type runner struct {
 // happens meanwhile waits in the ring buffer.
 func (r *runner) start() error {
 	r.pipe.begin()
+	if err := r.sink.CloseWaitAfter(r.cfg.closeWaitAfter); err != nil {
+		return err
+	}
 	for _, v := range r.kernel.Variants() {
 		if v.Err != nil {
 			r.log.Debug("refused", zap.String("facility", v.Facility), zap.String("instead", v.Name), zap.Error(v.Err))
@@ -206,8 +214,11 @@ func (r *runner) start() error {
 	if !complete {
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
-	if err := r.scanned(complete); err != nil {
+	if err := r.scanned(events.Scan{Complete: complete, Every: true}); err != nil {
 		return err
+	}
+	if n := r.pipe.tracker.Counts().NoPlace; n > 0 {
+		r.log.Warn("there are more sockets than --max-sockets: the others are not shown", zap.Int("max-sockets", r.cfg.maxSockets))
 	}
 	r.nextScan = time.Now().Add(scanInterval)
 	if err := r.countFiles(); err != nil {
@@ -254,10 +265,11 @@ func (r *runner) countFiles() error {
 	begun := cpuTime()
 	for _, pid := range r.pipe.tracker.Watched() {
 		open, limit, err := r.proc.Files(pid)
-		if err != nil {
-			continue // it has gone, or may not be looked at
+		gone := errors.Is(err, procinfo.ErrNoProcess)
+		if err != nil && !gone {
+			continue // it may not be looked at
 		}
-		if err := r.sink.Details(&events.Details{Pid: pid, OpenFiles: open, FileLimit: limit}); err != nil {
+		if err := r.sink.Details(&events.Details{Pid: pid, Gone: gone, OpenFiles: open, FileLimit: limit}); err != nil {
 			return err
 		}
 	}
@@ -269,11 +281,11 @@ func (r *runner) countFiles() error {
 }
 
 // scanned ends a scan, and lets the tracker report.
-func (r *runner) scanned(complete bool) error {
+func (r *runner) scanned(s events.Scan) error {
 	if err := r.clock(); err != nil {
 		return err
 	}
-	if err := r.sink.Scanned(complete); err != nil {
+	if err := r.sink.Scanned(s); err != nil {
 		return err
 	}
 	if err := r.describe(r.pipe.tracker.Wanted()); err != nil {
@@ -296,7 +308,7 @@ func (r *runner) rescan(want aggregate.Want) error {
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
 	}
-	if err := r.scanned(complete); err != nil {
+	if err := r.scanned(events.Scan{Complete: complete, Every: want == aggregate.WantOwners}); err != nil {
 		return err
 	}
 	took := cpuTime() - begun

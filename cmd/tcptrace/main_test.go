@@ -206,7 +206,9 @@ func leaks(t testing.TB, what ...string) []byte {
 			rows = append(rows, s.row(scanned, events.Close, 8))
 		case "fd_limit":
 			for n := range uint64(8) {
-				accepted(server(40+n, 600, "zeta"))
+				s := server(40+n, 600, "zeta")
+				accepted(s)
+				rows = append(rows, s.row(scanned, events.Established, int32(n+1)))
 			}
 			details = append(details, events.Details{Pid: 600, OpenFiles: 9, FileLimit: 10})
 		default:
@@ -229,7 +231,7 @@ func leaks(t testing.TB, what ...string) []byte {
 		check(t, w.Clock(scanned, wall))
 		play(rows)
 		check(t, w.Clock(scanned, wall))
-		check(t, w.Scanned(true))
+		check(t, w.Scanned(events.Scan{Complete: true, Every: true}))
 		for _, d := range details {
 			check(t, w.Details(&d))
 		}
@@ -261,7 +263,7 @@ func recordUntil(t testing.TB, end uint64, write func(*recording.Writer) error) 
 	check(t, w.Probe("transitions", "tp_btf"))
 	check(t, w.Probe("clock", ""))
 	check(t, w.Clock(1e9, 1_700_000_000e9))
-	check(t, w.Scanned(true))
+	check(t, w.Scanned(events.Scan{Complete: true, Every: true}))
 	check(t, write(w))
 	check(t, w.Clock(end, 1_700_000_000e9))
 	check(t, w.Flush())

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"time"
 
 	"github.com/tcptrace/tcptrace/internal/jsonl"
 	"github.com/tcptrace/tcptrace/internal/text"
@@ -37,6 +38,8 @@ type pipeline struct {
 	decode  uint64 // records that could not be decoded
 	shed    uint64
 	failed  bool // a finding of --fail-on was made
+
+	recorded time.Duration // --close-wait-after of the recording that is replayed
 }
 
 func newPipeline(cfg *config, out *sink) *pipeline {
@@ -83,8 +86,18 @@ func (p *pipeline) Clock(ktime uint64, wall int64) error {
 }
 
 // Scanned implements recording.Sink.
-func (p *pipeline) Scanned(complete bool) error {
-	p.tracker.Scanned(complete)
+func (p *pipeline) Scanned(s events.Scan) error {
+	p.tracker.Scanned(s)
+	return nil
+}
+
+// CloseWaitAfter implements recording.Sink. A recording has the scans that fit its
+// own; to look for leaks after another time in it finds them late, or not at all.
+func (p *pipeline) CloseWaitAfter(d time.Duration) error {
+	if !p.cfg.closeWaitGiven {
+		p.tracker.CloseWaitAfter(d)
+	}
+	p.recorded = d
 	return nil
 }
 

@@ -103,7 +103,7 @@ func leaking(t *testing.T, out *sink, flags ...string) *pipeline {
 	t.Helper()
 	p := newPipeline(parseFlags(t, flags...), out)
 	check(t, p.Clock(1e9, 0))
-	check(t, p.Scanned(true))
+	check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
 	s := client(1)
 	for _, step := range [][]byte{
 		s.step(events.Close, events.SynSent, events.Owned),
@@ -114,7 +114,7 @@ func leaking(t *testing.T, out *sink, flags ...string) *pipeline {
 	}
 	check(t, p.Clock(62e9, 0))
 	take(t, p, s.row(62e9, events.CloseWait, 7))
-	check(t, p.Scanned(true))
+	check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
 	return p
 }
 
@@ -212,7 +212,7 @@ func stories() []story {
 	}
 	scanned := func(t *testing.T, p *pipeline) {
 		check(t, p.Clock(1e9, 0))
-		check(t, p.Scanned(true))
+		check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
 	}
 	return []story{
 		{name: "nothing happened", play: func(*testing.T, *pipeline) events.Books { return events.Books{} }},

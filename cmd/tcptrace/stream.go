@@ -93,6 +93,10 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 	p.begin()
 	p.out.patience = ctx.Done() // a recording can wait for a slow reader
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
+	if cfg.closeWaitGiven && p.recorded != 0 && p.recorded != cfg.closeWaitAfter {
+		log.Warn(fmt.Sprintf("the recording was made with --close-wait-after %s, and looks at sockets when that is over: with %s, leaks may come late or be missing",
+			p.recorded, cfg.closeWaitAfter))
+	}
 	switch {
 	case errors.Is(err, errStop):
 		return nil

@@ -53,10 +53,11 @@ type Probe struct {
 	variants []Variant
 
 	setState *ebpf.Program
-	tcp      *link.Iter        // nil if refused
-	files    *link.Iter        // nil if refused
-	skipped  uint64            // runs of set_state, at the last Books
-	netns    uint32            // the only one to look into; 0: all
+	tcp      *link.Iter // nil if refused
+	files    *link.Iter // nil if refused
+	skipped  uint64     // runs of set_state, at the last Books
+	netns    uint32     // the only one to look into; 0: all
+	home     home
 	paths    map[uint32]string // by which network namespaces were entered last, by inode number
 }
 
@@ -81,6 +82,9 @@ func Open(cfg Config) (*Probe, error) {
 		}
 	}
 	p := &Probe{netns: cfg.Filter.Netns}
+	if p.home, err = openHome(); err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
 	if err := p.open(&l, cfg); err != nil {
 		p.Close()
 		return nil, err
@@ -293,6 +297,7 @@ func (p *Probe) Close() {
 	if p.reader != nil {
 		_ = p.reader.Close()
 	}
+	_ = p.home.file.Close()
 	for _, c := range p.others {
 		c.Close()
 	}

@@ -36,7 +36,7 @@ func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
 	if err := p.descriptors(everyState, f); err != nil {
 		return false, err
 	}
-	if p.paths, err = netNamespaces(); err != nil {
+	if p.paths, err = p.home.others(); err != nil {
 		return false, err
 	}
 	return p.sockets(everyState, p.paths, f)
@@ -63,7 +63,7 @@ func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (com
 		// To look for all namespaces takes longer than to look through most.
 		path := p.paths[inode]
 		if inodeOf(path) != inode {
-			if p.paths, err = netNamespaces(); err != nil {
+			if p.paths, err = p.home.others(); err != nil {
 				return false, err
 			}
 			path = p.paths[inode]
@@ -108,16 +108,15 @@ func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byt
 		return false, err
 	}
 	complete = true
-	own := inodeOf(ownNetns)
 	for inode, path := range paths {
 		if p.netns != 0 && inode != p.netns {
 			continue
 		}
 		var err error
-		if inode == own { // needs no privilege
+		if inode == p.home.inode { // needs no privilege
 			err = p.readRows(p.tcp, f)
 		} else {
-			err = inNetns(path, func() error { return p.readRows(p.tcp, f) })
+			err = p.home.leaveFor(path, func() error { return p.readRows(p.tcp, f) })
 		}
 		switch {
 		case errors.Is(err, os.ErrNotExist): // gone, with its sockets
@@ -154,7 +153,50 @@ func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
 	}
 }
 
-const ownNetns = "/proc/self/ns/net"
+// home is the network namespace that we are in.
+type home struct {
+	file  *os.File
+	inode uint32
+}
+
+func openHome() (h home, err error) {
+	// Not of the process: its first thread may be elsewhere for a moment.
+	if h.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return h, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(h.file.Fd()), &st); err != nil {
+		return h, errors.Join(err, h.file.Close())
+	}
+	h.inode = uint32(st.Ino)
+	return h, nil
+}
+
+// leaveFor runs f on a thread that is in the network namespace at path.
+func (h home) leaveFor(path string, f func() error) error {
+	there, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = there.Close() }() // it was only looked at
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
+			return
+		}
+		err := f()
+		// Else the thread ends with this goroutine, so that no other ever runs in
+		// the wrong namespace.
+		if unix.Setns(int(h.file.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
 
 // inodeOf returns 0 for a file that is not there.
 func inodeOf(path string) uint32 {
@@ -165,16 +207,15 @@ func inodeOf(path string) uint32 {
 	return uint32(st.Ino)
 }
 
-// netNamespaces finds the network namespaces that a process is in or that are
-// mounted somewhere (ip netns, container runtimes), by inode number.
-func netNamespaces() (map[uint32]string, error) {
-	found := map[uint32]string{}
+// others finds the network namespaces that a process is in or that are mounted
+// somewhere (ip netns, container runtimes), by inode number; and our own.
+func (h home) others() (map[uint32]string, error) {
+	found := map[uint32]string{h.inode: "/proc/self/ns/net"}
 	add := func(path string) {
 		if inode := inodeOf(path); inode != 0 && found[inode] == "" {
 			found[inode] = path
 		}
 	}
-	add(ownNetns)
 	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil {
 		return nil, err
@@ -194,27 +235,6 @@ func netNamespaces() (map[uint32]string, error) {
 		}
 	}
 	return found, nil
-}
-
-// inNetns runs f on a thread that is in the network namespace at path.
-func inNetns(path string, f func() error) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	done := make(chan error)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, so that no
-		// other ever runs in the wrong namespace.
-		runtime.LockOSThread()
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", path, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // Clock returns the kernel's clock (CLOCK_BOOTTIME, ns), and what to add to it

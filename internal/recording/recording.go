@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -31,6 +32,7 @@ const (
 	frameBooks
 	frameProbe
 	frameDetails
+	frameCloseWaitAfter
 )
 
 // A Sink takes what a run consists of. The tracing pipeline is one, and a Writer.
@@ -40,12 +42,15 @@ type Sink interface {
 	// Clock lets time pass: ktime is the kernel's clock (CLOCK_BOOTTIME, ns),
 	// wall what to add to it for nanoseconds of Unix time.
 	Clock(ktime uint64, wall int64) error
-	// Scanned ends a scan; complete if it reached every socket that it was to.
-	Scanned(complete bool) error
+	// Scanned ends a scan.
+	Scanned(events.Scan) error
 	// Books takes the kernel side's counters.
 	Books(events.Books) error
 	// Probe names the variant in use for a facility; "" is none.
 	Probe(facility, variant string) error
+	// CloseWaitAfter is the time after which a socket in CLOSE_WAIT is looked at; it
+	// comes before all events.
+	CloseWaitAfter(time.Duration) error
 	// Details takes what /proc says of a process. It does not keep d.
 	Details(d *events.Details) error
 }
@@ -84,12 +89,20 @@ func (w *Writer) Clock(ktime uint64, wall int64) error {
 }
 
 // Scanned implements Sink.
-func (w *Writer) Scanned(complete bool) error {
-	b := []byte{0}
-	if complete {
-		b[0] = 1
+func (w *Writer) Scanned(s events.Scan) error {
+	return w.frame(frameScanned, []byte{bit(s.Complete) | bit(s.Every)<<1})
+}
+
+func bit(b bool) byte {
+	if b {
+		return 1
 	}
-	return w.frame(frameScanned, b)
+	return 0
+}
+
+// CloseWaitAfter implements Sink.
+func (w *Writer) CloseWaitAfter(d time.Duration) error {
+	return w.frame(frameCloseWaitAfter, binary.LittleEndian.AppendUint64(nil, uint64(d)))
 }
 
 // Books implements Sink.
@@ -108,7 +121,7 @@ func (w *Writer) Probe(facility, variant string) error {
 
 // Details implements Sink.
 func (w *Writer) Details(d *events.Details) error {
-	b := binary.LittleEndian.AppendUint32(nil, d.Pid)
+	b := binary.LittleEndian.AppendUint32([]byte{bit(d.Gone)}, d.Pid)
 	b = binary.LittleEndian.AppendUint32(b, d.OpenFiles)
 	b = binary.LittleEndian.AppendUint64(b, d.FileLimit)
 	return w.frame(frameDetails, append(b, d.Container+"\x00"+d.Exe...))
@@ -164,8 +177,10 @@ func play(f frame, b []byte, s Sink) error {
 		return s.Event(b)
 	case f == frameClock && len(b) == 16:
 		return s.Clock(le.Uint64(b), int64(le.Uint64(b[8:])))
-	case f == frameScanned && len(b) == 1:
-		return s.Scanned(b[0] == 1)
+	case f == frameScanned && len(b) == 1 && b[0] < 4:
+		return s.Scanned(events.Scan{Complete: b[0]&1 != 0, Every: b[0]&2 != 0})
+	case f == frameCloseWaitAfter && len(b) == 8:
+		return s.CloseWaitAfter(time.Duration(le.Uint64(b)))
 	case f == frameBooks && len(b) == 48:
 		return s.Books(events.Books{
 			Seen: le.Uint64(b), Filtered: le.Uint64(b[8:]), RingFull: le.Uint64(b[16:]),
@@ -174,9 +189,9 @@ func play(f frame, b []byte, s Sink) error {
 	case f == frameProbe:
 		facility, variant, _ := strings.Cut(string(b), "=")
 		return s.Probe(facility, variant)
-	case f == frameDetails && len(b) >= 16:
-		d := events.Details{Pid: le.Uint32(b), OpenFiles: le.Uint32(b[4:]), FileLimit: le.Uint64(b[8:])}
-		d.Container, d.Exe, _ = strings.Cut(string(b[16:]), "\x00")
+	case f == frameDetails && len(b) >= 17 && b[0] < 2:
+		d := events.Details{Gone: b[0] == 1, Pid: le.Uint32(b[1:]), OpenFiles: le.Uint32(b[5:]), FileLimit: le.Uint64(b[9:])}
+		d.Container, d.Exe, _ = strings.Cut(string(b[17:]), "\x00")
 		return s.Details(&d)
 	}
 	return fmt.Errorf("%w: frame of type %d with %d bytes", ErrFormat, f, len(b))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -18,7 +19,8 @@ import (
 // The calls of a Sink, as values.
 type (
 	eventCall   struct{ Raw string }
-	scannedCall struct{ Complete bool }
+	scannedCall struct{ Scan events.Scan }
+	afterCall   struct{ After time.Duration }
 	booksCall   struct{ Books events.Books }
 	probeCall   struct{ Facility, Variant string }
 	detailsCall struct{ Details events.Details }
@@ -31,12 +33,13 @@ type (
 // sinkFunc is a Sink that is one function of the calls.
 type sinkFunc func(call any) error
 
-func (f sinkFunc) Event(raw []byte) error          { return f(eventCall{string(raw)}) }
-func (f sinkFunc) Clock(k uint64, w int64) error   { return f(clockCall{k, w}) }
-func (f sinkFunc) Scanned(complete bool) error     { return f(scannedCall{complete}) }
-func (f sinkFunc) Books(b events.Books) error      { return f(booksCall{b}) }
-func (f sinkFunc) Probe(facility, v string) error  { return f(probeCall{facility, v}) }
-func (f sinkFunc) Details(d *events.Details) error { return f(detailsCall{*d}) }
+func (f sinkFunc) Event(raw []byte) error               { return f(eventCall{string(raw)}) }
+func (f sinkFunc) Clock(k uint64, w int64) error        { return f(clockCall{k, w}) }
+func (f sinkFunc) Scanned(s events.Scan) error          { return f(scannedCall{s}) }
+func (f sinkFunc) CloseWaitAfter(d time.Duration) error { return f(afterCall{d}) }
+func (f sinkFunc) Books(b events.Books) error           { return f(booksCall{b}) }
+func (f sinkFunc) Probe(facility, v string) error       { return f(probeCall{facility, v}) }
+func (f sinkFunc) Details(d *events.Details) error      { return f(detailsCall{*d}) }
 
 // keep is a Sink that appends to calls.
 func keep(calls *[]any) sinkFunc {
@@ -68,7 +71,9 @@ func do(s Sink, call any) error {
 	case clockCall:
 		return s.Clock(c.Ktime, c.Wall)
 	case scannedCall:
-		return s.Scanned(c.Complete)
+		return s.Scanned(c.Scan)
+	case afterCall:
+		return s.CloseWaitAfter(c.After)
 	case booksCall:
 		return s.Books(c.Books)
 	case probeCall:
@@ -102,11 +107,14 @@ func sample() []any {
 		probeCall{"transitions", "tp_btf"},
 		probeCall{"clock", ""},
 		detailsCall{events.Details{Pid: 1<<32 - 1, OpenFiles: 1<<32 - 1, FileLimit: 1<<64 - 1, Exe: "/usr/bin/\xff (deleted)", Container: "0123abcd"}},
+		detailsCall{events.Details{Gone: true}},
 		detailsCall{},
 		clockCall{1, 1_700_000_000_000_000_000},
 		eventCall{strings.Repeat("\x00", 128)},
-		scannedCall{true},
-		scannedCall{false},
+		afterCall{90 * time.Second},
+		scannedCall{events.Scan{Complete: true}},
+		scannedCall{events.Scan{Every: true}},
+		scannedCall{},
 		eventCall{""},
 		eventCall{"\x01\x02\xff\n"},
 		clockCall{math.MaxUint64, math.MinInt64},
@@ -133,7 +141,7 @@ func TestAReplayMakesTheCallsThatWereRecorded(t *testing.T) {
 	}{
 		{"none", nil},
 		{"one of each", sample()},
-		{"the largest event", []any{eventCall{strings.Repeat("x", math.MaxUint16)}, scannedCall{true}}},
+		{"the largest event", []any{eventCall{strings.Repeat("x", math.MaxUint16)}, scannedCall{events.Scan{Complete: true}}}},
 		{"many", many},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -325,9 +333,10 @@ func BenchmarkReplay(b *testing.B) {
 // nothing is a Sink that costs nothing.
 type nothing struct{}
 
-func (nothing) Event([]byte) error            { return nil }
-func (nothing) Clock(uint64, int64) error     { return nil }
-func (nothing) Scanned(bool) error            { return nil }
-func (nothing) Books(events.Books) error      { return nil }
-func (nothing) Details(*events.Details) error { return nil }
-func (nothing) Probe(string, string) error    { return nil }
+func (nothing) Event([]byte) error                 { return nil }
+func (nothing) Clock(uint64, int64) error          { return nil }
+func (nothing) Scanned(events.Scan) error          { return nil }
+func (nothing) CloseWaitAfter(time.Duration) error { return nil }
+func (nothing) Books(events.Books) error           { return nil }
+func (nothing) Details(*events.Details) error      { return nil }
+func (nothing) Probe(string, string) error         { return nil }

@@ -47,7 +47,7 @@ type storm struct {
 
 func newStorm() *storm {
 	tr := NewTracker(take{connection: func(*Connection) {}}, &Filter{}, 1<<20, time.Minute)
-	tr.Scanned(true)
+	tr.Scanned(events.Scan{Complete: true, Every: true})
 	return &storm{tr: tr, evs: connectionOfTheStorm(), cookie: 1, ktime: 1}
 }
 
@@ -86,7 +86,7 @@ func TestObservingAllocatesNothing(t *testing.T) {
 // under way has found.
 func leakers(b *testing.B, n int) (*Tracker, []events.Event) {
 	tr := NewTracker(take{}, &Filter{}, n, time.Minute)
-	tr.Scanned(true)
+	tr.Scanned(events.Scan{Complete: true, Every: true})
 	s := &story{t: b, tr: tr, ms: 1000}
 	for k := range n {
 		s.leave(nth(k), 1+uint32(k%7), "srv")
@@ -128,7 +128,7 @@ func BenchmarkScan(b *testing.B) {
 		for k := range rows {
 			tr.Observe(&rows[k])
 		}
-		tr.Scanned(true)
+		tr.Scanned(events.Scan{Complete: true, Every: true})
 		tr.Tick(tr.now + 1)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/sockets, "ns/socket")

@@ -46,7 +46,9 @@ type conn struct {
 	examined bool   // a scan has found it in CLOSE_WAIT
 	accepted bool   // somebody has, or had, a descriptor of it
 	kernel   bool
+	busy     bool  // late, and in use when the last scan looked
 	unseen   uint8 // complete scans since then that did not find it
+	unheld   uint8 // scans in a row that found no holder of it
 
 	// See suspects.
 	suspect uint8

@@ -104,7 +104,7 @@ func TestAProcessThatWasThereBeforeKeepsItsPid(t *testing.T) {
 	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10, time.Minute)
 	s.fork(1, 2, "cli")
 	s.fork(2, 3, "child")
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.steps(client, "C>SS", by(2, "cli"))
 	s.steps(server, "C>SS", by(3, "child"))
 	s.tells("c cli(2,connect) C>SS ?", "5 child(3,connect) C>SS ?")

@@ -15,6 +15,9 @@ const (
 	relievedPercent = 75
 )
 
+// How old a count of a process's sockets may be.
+const recount = uint64(10 * time.Second)
+
 // A late socket that so many scans have not found has gone, and its end was
 // missed.
 const unseenScans = 2
@@ -88,28 +91,47 @@ func (t *Tracker) findLeaks(complete bool) {
 			f.fresh = true
 		}
 	}
+	t.inSight = 0
 	var gone []uint32
 	for i := t.list(late).head; i != 0; i = t.table.at(i).next {
 		c := t.table.at(i)
 		v := t.verdictOf(c)
+		c.busy = v == VerdictNone
+		if v == NotAccepted && c.verdict != yes {
+			t.yieldTo(i)
+		}
 		switch {
 		case c.verdict != yes || v == VerdictNone:
 			t.join(i, noFinding)
+			t.inSight++
 			continue
 		case c.scan != t.scan:
-			if c.finding != noFinding {
-				t.count(t.findings[c.finding], c, v) // it is as it was, as far as is known
-			}
-			if complete {
+			if complete && c.unseen < unseenScans {
 				c.unseen++
 			}
-			if c.unseen >= unseenScans {
+			switch {
+			case c.unseen < unseenScans:
+				t.inSight++
+				if c.finding != noFinding {
+					t.count(t.findings[c.finding], c, v) // it is as it was, as far as is known
+				}
+			case c.state == events.Close:
+				t.join(i, noFinding) // no iterator finds it but by its descriptor
+			default:
 				gone = append(gone, i)
 			}
 			continue
 		}
+		t.inSight++
 		kind, proc := t.charge(i, v)
-		n := t.findingOf(kind, proc)
+		n := c.finding
+		// One that nobody has for a moment is on its way from one to another.
+		if c.unheld++; proc != nobody || n == noFinding || c.unheld > 1 {
+			n = t.findingOf(kind, proc)
+		}
+		if proc != nobody {
+			c.unheld = 0
+		}
 		t.findings[n].fresh = true
 		t.join(i, n)
 		t.count(t.findings[n], c, v)
@@ -121,6 +143,15 @@ func (t *Tracker) findLeaks(complete bool) {
 		if f != nil && f.kind != FdLimit {
 			t.weigh(f)
 		}
+	}
+}
+
+// yieldTo lets a filter by process have a socket in the queue of a listener that a
+// process which it asks for has got hold of since.
+func (t *Tracker) yieldTo(i uint32) {
+	if l := t.listenerOf(t.table.at(i)); l != nil && l.byProcess {
+		t.table.at(i).byQueue = true
+		t.yield(i)
 	}
 }
 
@@ -231,35 +262,80 @@ func (g *growth) perMinute() (float64, bool) {
 	return float64(g.held[g.n-1]-g.held[0]) / minutes, true
 }
 
+// fds counts the descriptors of TCP sockets that a process has. Of what it owns, it
+// may have passed on most.
+type fds struct {
+	scan  uint32 // that counted them last
+	found int    // by that one
+	n     int    // by the last that looked for every socket
+	ktime uint64 // of that; 0: there was none
+}
+
+func (t *Tracker) countFd(p *events.Proc) {
+	f := &t.procs.all[t.procs.get(p.Pid, &p.Comm)].fds
+	if f.scan != t.scan {
+		f.scan, f.found = t.scan, 0
+	}
+	f.found++
+}
+
+func (t *Tracker) countFds() {
+	for _, q := range t.procs.all {
+		if q == nil {
+			continue
+		}
+		q.fds.n, q.fds.ktime = 0, t.now
+		if q.fds.scan == t.scan {
+			q.fds.n = q.fds.found
+		}
+	}
+}
+
 // Details takes what /proc says of a process now.
 func (t *Tracker) Details(d *events.Details) {
 	if d.Pid == 0 {
 		return
 	}
 	q := t.procs.describe(d)
+	if d.Gone && q.open[FdLimit] != noFinding {
+		t.findings[q.open[FdLimit]].members = 0
+	}
 	if d.FileLimit == 0 || !t.scanDone {
 		return
 	}
 	q.growth.sample(t.now, q.history.Held)
+	t.limit(q)
+}
+
+// limit finds out whether a process is about to run out of descriptors, because of
+// its sockets: one that is full of files or pipes is not our business.
+func (t *Tracker) limit(q *process) {
 	open, limit := uint64(q.details.OpenFiles), q.details.FileLimit
 	percent := uint64(0)
 	if limit < math.MaxUint64/100 {
 		percent = open * 100 / limit
 	}
-	was := q.open[FdLimit] != noFinding
-	// A process full of files or pipes is not our business.
-	full := percent >= crowdedPercent || was && percent >= relievedPercent
-	if !full || uint64(q.owned)*2 < open || !t.procs.asked(q) {
-		if was {
-			t.findings[q.open[FdLimit]].members = 0
+	full, share := uint64(crowdedPercent), uint64(2)
+	if q.open[FdLimit] != noFinding {
+		full, share = relievedPercent, 3 // it takes more to take it back
+	}
+	counted := q.fds.ktime != 0 && t.now < q.fds.ktime+recount
+	switch {
+	case percent < full || !t.procs.asked(q):
+	case !counted:
+		t.wantOwners = true
+		return
+	case uint64(q.fds.n)*share >= open:
+		f := t.findings[t.findingOf(FdLimit, t.procs.byPid[q.pid])]
+		f.members, f.fresh, f.count = 1, true, q.fds.n
+		f.severity = Warning
+		if percent >= criticalPercent {
+			f.severity = Critical
 		}
 		return
 	}
-	f := t.findings[t.findingOf(FdLimit, t.procs.byPid[d.Pid])]
-	f.members, f.fresh, f.count = 1, true, q.owned
-	f.severity = Warning
-	if percent >= criticalPercent {
-		f.severity = Critical
+	if q.open[FdLimit] != noFinding {
+		t.findings[q.open[FdLimit]].members = 0
 	}
 }
 
@@ -269,7 +345,7 @@ func (t *Tracker) Watched() []uint32 {
 	const many = 8
 	t.pids = t.pids[:0]
 	for _, q := range t.procs.all[1:] {
-		if q != nil && (q.owned >= many || q.open != [numKinds]uint32{}) {
+		if q != nil && (max(q.owned, q.fds.n) >= many || q.open != [numKinds]uint32{}) {
 			t.pids = append(t.pids, q.pid)
 		}
 	}

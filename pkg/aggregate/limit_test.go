@@ -16,11 +16,17 @@ func serving(t *testing.T, f Filter, n int) *story {
 	for k := range n {
 		s.open(nth(k))
 	}
+	s.serves = n
 	return s
 }
 
-// limit tells how many descriptors process 1 has, and lets the tracker report.
+// limit tells how many descriptors process 1 has, all sockets of serving among
+// them, and lets the tracker report.
 func (s *story) limit(open uint32, limit uint64) {
+	for k := range s.serves {
+		s.row(nth(k), "E", 1, "srv", int32(k+3))
+	}
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.details(events.Details{Pid: 1, OpenFiles: open, FileLimit: limit})
 	s.tick()
 }
@@ -115,7 +121,7 @@ func TestALimitEndsWithItsProcess(t *testing.T) {
 		s.step(nth(n), "F1>C", with(orphan))
 		s.destroy(nth(n))
 	}
-	s.details(events.Details{Pid: 1}) // nothing to read in /proc
+	s.details(events.Details{Pid: 1, Gone: true})
 	s.tick()
 	got := s.lines("#")
 	if len(got) != 1 || !strings.HasPrefix(got[0], "#1 fd_limit resolved ") {
@@ -130,6 +136,7 @@ func TestALimitIsOfTheProcessAndNotOfItsPid(t *testing.T) {
 	s.limit(80, 100)
 	s.said = nil
 	s.fork(9, 1, "newcomer")
+	s.serves = 0
 	s.limit(90, 100) // of the newcomer, which has no socket
 	s.finds()
 	audit(t, s.tr)
@@ -141,9 +148,10 @@ func TestLimitsBeforeTheFirstScanAreNoFindings(t *testing.T) {
 	for n := range 50 {
 		s.open(nth(n))
 	}
-	s.limit(80, 100) // how many sockets there are is not known yet
+	s.details(events.Details{Pid: 1, OpenFiles: 80, FileLimit: 100}) // how many sockets there are is not known yet
+	s.tick()
 	s.finds()
-	s.tr.Scanned(true)
+	s.serves = 50
 	s.limit(80, 100)
 	s.finds("#1 fd_limit open warning srv(1) n=50 oldest=?")
 }
@@ -191,6 +199,7 @@ func leaking(t *testing.T, gains ...int) Evidence {
 	for k := range 50 { // now it is full
 		s.open(nth(100 + k))
 	}
+	s.serves = 50
 	s.limit(80, 100)
 	return s.found().Evidence
 }

@@ -140,17 +140,26 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 }
 
 // Scanned ends a scan. After the first, a Socket record is made for each socket
-// that it found. With complete, the scan has reached every socket that it was to
-// look for: one that is unknown from now (the last Tick) on is one whose beginning
-// was missed; before, it may have gone while the scan was under way.
-func (t *Tracker) Scanned(complete bool) {
+// that it found. If that is complete, a socket that is unknown from now (the last
+// Tick) on is one whose beginning was missed; before, it may have gone while the
+// scan was under way.
+func (t *Tracker) Scanned(s events.Scan) {
 	if !t.scanDone {
 		t.firstScan()
-		if complete {
+		if s.Complete {
 			t.settled = t.now
 		}
 	}
-	t.findLeaks(complete)
+	if t.unsorted {
+		t.unsorted = false
+		t.sortSuspects(young)
+		t.expireSuspects()
+		t.sortSuspects(late)
+	}
+	if s.Every {
+		t.countFds()
+	}
+	t.findLeaks(s.Complete)
 	t.judged = t.now
 	t.scan++
 	t.holders = t.holders[:1]
@@ -173,9 +182,7 @@ func (t *Tracker) firstScan() {
 			t.drop(i)
 		}
 	}
-	t.scanned, t.scanDone = nil, true
-	t.sortSuspects()
-	t.expireSuspects()
+	t.scanned, t.scanDone, t.unsorted = nil, true, true
 }
 
 func (t *Tracker) emitSocket(i uint32) {

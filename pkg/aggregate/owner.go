@@ -124,6 +124,9 @@ func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 
 // row takes one socket, or one descriptor of one, that a scan found.
 func (t *Tracker) row(ev *events.Event) {
+	if ev.Fd >= 0 && ev.Proc.Pid != 0 {
+		t.countFd(&ev.Proc)
+	}
 	i := t.table.find(ev.Skaddr)
 	if i == 0 {
 		// After the first scan a socket that is not known is one whose events
@@ -132,6 +135,7 @@ func (t *Tracker) row(ev *events.Event) {
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
+			t.counts.NoPlace++
 			return
 		}
 		t.found(i, ev)
@@ -180,6 +184,7 @@ func (t *Tracker) catchUp(i uint32, ev *events.Event) {
 	c.since, c.asOf, c.quiet = 0, ev.Ktime, ev.Quiet
 	if ev.New == events.CloseWait || ev.New == events.Close {
 		t.becomeSuspect(i)
+		t.unsorted = true
 	}
 }
 
@@ -219,15 +224,14 @@ func (t *Tracker) ownQueued() {
 	type place struct {
 		netns uint32
 		lport uint16
+		laddr events.Addr
 	}
 	at := map[place][]uint32{}
 	for _, i := range t.listeners {
-		c := t.table.at(i)
-		if c.state != events.Listen {
-			continue
+		if c := t.table.at(i); c.state == events.Listen {
+			p := place{c.Netns, c.Lport, c.Laddr}
+			at[p] = append(at[p], i)
 		}
-		p := place{c.Netns, c.Lport}
-		at[p] = append(at[p], i)
 	}
 	for _, w := range t.scanned {
 		i := t.stillThere(w)
@@ -235,7 +239,15 @@ func (t *Tracker) ownQueued() {
 			continue
 		}
 		c := t.table.at(i)
-		ls := at[place{c.Netns, c.Lport}]
+		// The kernel prefers a listener on the very address to one on all of its
+		// family, and that to a dual-stack one.
+		ls := at[place{c.Netns, c.Lport, c.Laddr}]
+		if len(ls) == 0 && c.Laddr.Is4() {
+			ls = at[place{c.Netns, c.Lport, events.Addr{10: 0xff, 11: 0xff}}]
+		}
+		if len(ls) == 0 {
+			ls = at[place{c.Netns, c.Lport, events.Addr{}}]
+		}
 		for n, l := range ls {
 			if n > 0 && t.table.at(l).listenersOwner() != t.table.at(ls[0]).listenersOwner() {
 				ls = nil

@@ -124,7 +124,7 @@ func TestListenersThatShareAPortLeaveTheQueuedWithoutOwner(t *testing.T) {
 	s.row(listen, "L", 1, "srv", 3)
 	s.row(other, "L", 2, "srv", 3)
 	s.row(server, "E", 0, "", -1, noSocket)
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	if got := s.lines("5 - socket E"); len(got) != 1 {
 		t.Errorf("want the queued socket without owner, got %q", s.said)
 	}

@@ -15,6 +15,7 @@ type process struct {
 	known   bool // details was asked for
 
 	owned   int // sockets that it owns; of nobody, it says nothing
+	fds     fds
 	history History
 	growth  growth
 	exit    exit
@@ -25,7 +26,7 @@ type process struct {
 const nobody = 0
 
 // Beyond so many processes, those that own nothing are forgotten.
-const manyProcesses = 1 << 14
+const manyProcesses = 1 << 12
 
 // processes are the processes that are told of, and what a filter by process has
 // learned of them. A process is named by its number here, which outlives its PID:
@@ -178,9 +179,9 @@ func (p *processes) forked(parent, child *events.Proc, old bool) {
 			p.release(n)
 		}
 		// Until it is looked at; and it may be gone by then.
-		if n, ok := p.byPid[parent.Pid]; ok && p.container(n) != "" && child.Pid != 0 {
+		if id := p.container(p.byPid[parent.Pid]); id != "" && child.Pid != 0 {
 			c := p.get(child.Pid, &child.Comm)
-			p.all[c].details.Container = p.container(n)
+			p.all[c].details.Container = id
 			p.contained++
 		}
 	}

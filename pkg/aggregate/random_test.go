@@ -269,7 +269,7 @@ type run struct {
 func (r *run) do(t *testing.T, steps int) {
 	r.tr = NewTracker(r.truth, &Filter{}, r.limit, soon)
 	r.tr.Tick(1)
-	r.tr.Scanned(true)
+	r.tr.Scanned(events.Scan{Complete: true, Every: true})
 	for range steps {
 		r.now += r.rng.Uint64N(uint64(50 * time.Millisecond))
 		switch n := r.rng.IntN(100); {
@@ -305,6 +305,9 @@ func (r *run) do(t *testing.T, steps int) {
 		r.tr.Observe(&events.Event{Kind: events.Destroy, Ktime: r.now, Skaddr: addr})
 	}
 	r.truth.refuse = 0
+	for pid := range uint32(10) {
+		r.tr.Details(&events.Details{Pid: pid, Gone: true})
+	}
 	r.tr.Tick(r.now + uint64(time.Second))
 	auditEmpty(t, r.tr)
 	if len(r.tr.held)+len(r.tr.listeners) != 0 {
@@ -399,7 +402,7 @@ func (r *run) scan(t *testing.T) {
 		}
 	}
 	r.tr.Tick(r.now)
-	r.tr.Scanned(complete)
+	r.tr.Scanned(events.Scan{Complete: complete, Every: true})
 	if r.rng.IntN(2) == 0 {
 		r.details()
 	}
@@ -465,7 +468,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 			tr.Observe(&ev)
 			switch rng.IntN(100) {
 			case 0:
-				tr.Scanned(rng.IntN(2) == 0)
+				tr.Scanned(events.Scan{Complete: rng.IntN(2) == 0, Every: rng.IntN(2) == 0})
 				audit(t, tr)
 			case 1, 2, 3:
 				tr.Tick(ev.Ktime)

@@ -26,8 +26,10 @@ func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
 	c := t.table.at(i)
 	ktime, exact := c.entered()
 	age := ev.Ktime - min(ktime, ev.Ktime)
-	// One in use was cut off, not left behind.
-	inUse := ev.Ktime < c.active+t.closeWaitAfter || ev.Sent > c.sent
+	// One in use was cut off, not left behind: it was when the last scan looked, or it
+	// has been since.
+	inUse := c.busy || ev.Ktime < c.active+t.closeWaitAfter ||
+		ev.Sent > c.sent || c.examined && ev.Unread < c.unread
 	// Of one that is no suspect it comes to light only now that its peer had closed.
 	if c.suspect == notSuspect || age < t.closeWaitAfter || inUse || c.verdict != yes || proc == nobody {
 		return
@@ -60,10 +62,7 @@ func (t *Tracker) report() {
 			continue
 		}
 		q := t.procs.all[f.proc]
-		switch {
-		case f.kind == FdLimit && q.owned == 0:
-			f.members = 0 // the process has gone
-		case f.kind != FdLimit:
+		if f.kind != FdLimit {
 			f.severity = Warning
 			if l := q.details.FileLimit; l != 0 && uint64(f.count) >= l/2 {
 				f.severity = Critical
@@ -139,7 +138,7 @@ func (t *Tracker) tell(f *finding) bool {
 	e.History, e.OpenFiles, e.FileLimit = &q.history, q.details.OpenFiles, q.details.FileLimit
 	e.Exhausted = Unknown
 	if f.kind == FdLimit {
-		e.Sockets, e.CloseWait = q.owned, q.history.Held
+		e.Sockets, e.CloseWait = q.fds.n, q.history.Held
 		if e.PerMinute, e.Measured = q.growth.perMinute(); e.Measured && e.PerMinute > 0 {
 			left := float64(e.FileLimit - min(uint64(e.OpenFiles), e.FileLimit))
 			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))

@@ -21,6 +21,8 @@ type story struct {
 	said []string
 	refu bool // the output refuses records
 
+	serves int // established connections of process 1
+
 	findings []Finding // as they were told
 	ids      []string  // of findings, in the order in which they came up
 }
@@ -29,7 +31,7 @@ func newStory(t *testing.T, f Filter) *story {
 	s := &story{t: t, ms: 1000}
 	s.tr = NewTracker(s, &f, 1000, time.Minute)
 	s.tick()
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	return s
 }
 
@@ -294,7 +296,7 @@ func (s *story) scanned(complete bool, rows ...look) {
 		r(s)
 	}
 	s.tick()
-	s.tr.Scanned(complete)
+	s.tr.Scanned(events.Scan{Complete: complete, Every: true})
 	s.tick()
 }
 

@@ -12,6 +12,10 @@ import (
 // time: a process may have passed one on, or begun to use it.
 const lookAgainAfter = uint64(2 * time.Second)
 
+// The same where all that is left are dead sockets whose descriptor no scan finds:
+// it may be in flight, or the news of their destruction was lost.
+const lookForLostAfter = uint64(30 * time.Second)
+
 // Verdict says what a process has failed to do with a socket that its peer has
 // closed.
 type Verdict uint8
@@ -51,28 +55,15 @@ const (
 
 func (t *Tracker) list(which uint8) *suspects { return &t.suspects[which-young] }
 
-// enlist puts a conn in its place, which almost always is the last. What the first
-// scan finds comes in no order, and is sorted when that is over.
 func (t *Tracker) enlist(i uint32, which uint8) {
 	c, l := t.table.at(i), t.list(which)
-	ktime, _ := c.entered()
-	before := l.tail
-	for t.scanDone && before != 0 {
-		if k, _ := t.table.at(before).entered(); k <= ktime {
-			break
-		}
-		before = t.table.at(before).prev
+	c.suspect, c.prev, c.next = which, l.tail, 0
+	if l.tail != 0 {
+		t.table.at(l.tail).next = i
+	} else {
+		l.head = i
 	}
-	next := &l.head
-	if before != 0 {
-		next = &t.table.at(before).next
-	}
-	c.suspect, c.prev, c.next = which, before, *next
-	prev := &l.tail
-	if c.next != 0 {
-		prev = &t.table.at(c.next).prev
-	}
-	*next, *prev = i, i
+	l.tail = i
 	l.n++
 }
 
@@ -158,21 +149,21 @@ func (t *Tracker) expireSuspects() {
 	}
 }
 
-// sortSuspects puts those that the first scan has found where they belong: of
-// some it is known that they had been there long before.
-func (t *Tracker) sortSuspects() {
+// sortSuspects puts those that a scan has found where they belong: some had been
+// there long before.
+func (t *Tracker) sortSuspects(which uint8) {
 	var found []uint32
-	for i := t.list(young).head; i != 0; i = t.list(young).head {
+	for i := t.list(which).head; i != 0; i = t.list(which).head {
 		t.delist(i)
 		found = append(found, i)
 	}
-	slices.SortFunc(found, func(a, b uint32) int {
+	slices.SortStableFunc(found, func(a, b uint32) int {
 		x, _ := t.table.at(a).entered()
 		y, _ := t.table.at(b).entered()
 		return cmp.Compare(x, y)
 	})
 	for _, i := range found {
-		t.enlist(i, young)
+		t.enlist(i, which)
 	}
 }
 
@@ -194,10 +185,12 @@ func (c *conn) examine(ev *events.Event) {
 // verdictOf judges one socket by what the last scan has found.
 func (t *Tracker) verdictOf(c *conn) Verdict {
 	ktime, _ := c.entered()
-	if c.kernel || t.now < ktime+t.closeWaitAfter {
+	if t.now < ktime+t.closeWaitAfter {
 		return VerdictNone
 	}
 	switch {
+	case c.kernel && (c.accepted || !t.queuesForAProcess(c)):
+		return VerdictNone
 	case c.state == events.Close:
 		return Dead
 	case c.state != events.CloseWait, t.now < c.active+t.closeWaitAfter:
@@ -208,6 +201,14 @@ func (t *Tracker) verdictOf(c *conn) Verdict {
 		return EOFRead
 	}
 	return EOFUnread
+}
+
+// queuesForAProcess reports whether c is in the accept queue of a listener that a
+// process has a descriptor of. What an MPTCP listener has not handed out yet looks
+// like a socket of the kernel's own.
+func (t *Tracker) queuesForAProcess(c *conn) bool {
+	l := t.listenerOf(c)
+	return l != nil && l.scan == t.scan && l.holder != 0
 }
 
 // UnseenIn returns the network namespaces of late sockets in CLOSE_WAIT that the

@@ -103,7 +103,7 @@ func TestDetailsAreWantedOfWhatIsAboutToBeTold(t *testing.T) {
 	row(s)
 	bare(nth(1), "CW")(s)
 	s.tick()
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	if got := s.tr.Wanted(); !slices.Equal(got, []uint32{1}) {
 		t.Errorf("got %v, want process 1 only: nobody knows whose the other is", got)
 	}
@@ -153,7 +153,7 @@ func TestALeakThatEndsBeforeItIsToldIsNotTold(t *testing.T) {
 	s.pass(minute)
 	holds(server, "CW", 1, "srv", 4)(s)
 	s.tick()
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.closes(server, 1, "srv")
 	s.tick()
 	s.finds()
@@ -300,14 +300,19 @@ func TestMessageAndAdviceAreSentencesOfOneLine(t *testing.T) {
 		s.step(nth(10+n), "SR>E")
 		s.accept(nth(10+n), 5, "full")
 	}
-	s.details(events.Details{Pid: 5, OpenFiles: 32, FileLimit: 33})
 	s.pass(minute)
 	s.exits(nth(4), 4, "gone")
 	s.pass(1000)
-	s.scan(
+	rows := []look{
 		holds(listen, "L", 1, "srv", 3), holds(nth(0), "CW", 1, "srv", 4), bare(nth(1), "CW", unaccepted),
 		holds(nth(2), "C", 2, "dead", 4), bare(nth(3), "CW"),
-	)
+	}
+	for n := range 16 {
+		rows = append(rows, holds(nth(10+n), "E", 5, "full", int32(3+n)))
+	}
+	s.scan(rows...)
+	s.details(events.Details{Pid: 5, OpenFiles: 32, FileLimit: 33})
+	s.tick()
 	kinds := map[Kind]bool{}
 	for _, f := range s.findings {
 		kinds[f.Kind] = true

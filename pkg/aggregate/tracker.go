@@ -25,6 +25,7 @@ type Counts struct {
 	Duplicates uint64 // transitions that the kernel side sent twice
 	TableFull  uint64 // transitions of sockets that the table has no place for
 	Missed     uint64 // transitions that must have happened and never came, at the least
+	NoPlace    uint64 // rows of the first scan, likewise
 	Shed       uint64 // transitions that a filter had not decided about, beyond what is held
 	Tracked    int    // sockets in the table
 	Hidden     int    // processes that our PID namespace does not show
@@ -57,6 +58,8 @@ type Tracker struct {
 	holders        []held // that it has found
 	holderBuf      []Holder
 	judged         uint64 // when the last one was over
+	inSight        int    // late suspects that are not lost without trace
+	unsorted       bool   // suspects are not in order
 	findings       []*finding
 	freeFindings   []uint32
 	serial         uint64
@@ -91,6 +94,10 @@ func NewTracker(out Output, filter *Filter, maxSockets int, closeWaitAfter time.
 	}
 }
 
+// CloseWaitAfter changes the time after which a socket that nobody closes is a
+// finding. It must be called before the first event.
+func (t *Tracker) CloseWaitAfter(d time.Duration) { t.closeWaitAfter = uint64(d) }
+
 // Counts returns the books as they stand.
 func (t *Tracker) Counts() Counts {
 	c := t.counts
@@ -112,11 +119,14 @@ const (
 
 // WantScan says, once, which scan is wanted now.
 func (t *Tracker) WantScan() Want {
-	w := WantNothing
+	w, after := WantNothing, lookAgainAfter
+	if t.inSight == 0 {
+		after = lookForLostAfter
+	}
 	switch {
 	case t.wantOwners:
 		w = WantOwners
-	case t.wantJudge || t.list(late).n > 0 && t.now >= t.judged+lookAgainAfter:
+	case t.wantJudge || t.list(late).n > 0 && t.now >= t.judged+after:
 		w = WantSuspects
 	}
 	t.wantOwners, t.wantJudge = false, false
@@ -298,6 +308,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			t.begun(i, ev)
 			return i, true
 		case c.state != ev.Old:
+			t.clearSuspect(i)
 			c.since = 0
 			if !stale {
 				c.spent.add(c.state, Unknown)

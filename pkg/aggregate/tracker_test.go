@@ -238,7 +238,7 @@ func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 	s.row(queued, "E", 0, "", -1, quiet(2), func(ev *events.Event) { ev.Flags = 0 })
 	s.pass(5)
 	s.tick()
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.tells(
 		"1 srv(1,fd) socket L age=? 1/3",
 		"5 srv(1,fd) socket CW age=7 1/4 9/4",
@@ -269,7 +269,7 @@ func TestEventsFromBeforeTheFirstScanAreNoGaps(t *testing.T) {
 	s.row(client, "F1", 0, "", -1)
 	s.ms = 1015
 	s.tick()
-	s.tr.Scanned(true)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.said = nil
 
 	gone := sock{addr: 0x99, cookie: 0x9, lport: 7, rport: 8}

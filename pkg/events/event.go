@@ -119,9 +119,16 @@ type Event struct {
 	Kernel bool   // the kernel's own: no process can have it
 }
 
+// Scan says what a scan has looked for.
+type Scan struct {
+	Complete bool // it has reached all sockets that it was to
+	Every    bool // these were sockets in every state, and every descriptor of one
+}
+
 // Details is what /proc says of a process. What is not known is empty, 0.
 type Details struct {
 	Pid       uint32
+	Gone      bool   // it has exited; nothing else is known
 	OpenFiles uint32 // its descriptors
 	FileLimit uint64 // RLIMIT_NOFILE, the soft one
 	Exe       string // path of its program
