@@ -5,9 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/internal/recording"
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
@@ -397,5 +400,28 @@ func TestAReplayToASlowReaderShedsNothing(t *testing.T) {
 	}
 	if got := all[len(all)-1].Unprinted; got != 0 {
 		t.Errorf("unprinted: got %d, want 0", got)
+	}
+}
+
+// The scans of a recording fit its own --close-wait-after.
+func TestAReplayLooksForLeaksAfterTheTimeOfItsRecording(t *testing.T) {
+	for _, tt := range []struct {
+		flags string
+		want  bool
+	}{
+		{"", true},
+		{"--close-wait-after 2m", false}, // the user knows better
+	} {
+		_, w := pipe(t)
+		p := newPipeline(parseFlags(t, strings.Fields(tt.flags)...), newSink(w))
+		check(t, p.CloseWaitAfter(30*time.Second))
+		check(t, p.Clock(1e9, 0))
+		check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
+		s := client(1)
+		take(t, p, s.step(events.Established, events.CloseWait, events.HasSocket|events.Done))
+		check(t, p.Clock(45e9, 0))
+		if got := p.tracker.WantScan() == aggregate.WantSuspects; got != tt.want {
+			t.Errorf("%q, 45 s into a recording made with 30s: wants a look: %v, want %v", tt.flags, got, tt.want)
+		}
 	}
 }
