@@ -418,6 +418,8 @@ func TestAReplayLooksForLeaksAfterTheTimeOfItsRecording(t *testing.T) {
 		check(t, p.Clock(1e9, 0))
 		check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
 		s := client(1)
+		take(t, p, s.step(events.Close, events.SynSent, events.Owned))
+		take(t, p, s.step(events.SynSent, events.Established, events.HasSocket))
 		take(t, p, s.step(events.Established, events.CloseWait, events.HasSocket|events.Done))
 		check(t, p.Clock(45e9, 0))
 		if got := p.tracker.WantScan() == aggregate.WantSuspects; got != tt.want {
