@@ -42,6 +42,9 @@ var leakShapes = []leakShape{
 	{name: "forks, and only the child keeps it, in Python", program: "py child", n: 1, data: "x", verdict: "eof_unread", unread: 1},
 	{name: "passes it to a process that keeps it, in Python", program: "py pass", n: 2, data: "x", verdict: "eof_read"},
 	{name: "never accepts, in C", program: "c queue", n: 3, data: "anyone?", verdict: "not_accepted", unread: 7, copies: -1},
+	// As Go's net package does unless told otherwise. The peer speaks TCP only.
+	{name: "never accepts from its MPTCP listener, in C", program: "c mptcp-queue", n: 2, verdict: "not_accepted", copies: -1},
+	{name: "reads EOF and keeps the socket of an MPTCP listener, in C", program: "c mptcp-eof", n: 2, data: "bye", verdict: "eof_read"},
 	{name: "keeps what was reset, in C", program: "c eof", n: 2, reset: true, kind: "reset_fd_leak", ended: "reset_received"},
 	{name: "keeps what was reset and never looks, in Python", program: "py never", reset: true, kind: "reset_fd_leak", ended: "reset_received"},
 	{name: "keeps what it has shut down, in C", program: "c shutdown", kind: "reset_fd_leak", ended: "fin"},

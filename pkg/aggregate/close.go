@@ -140,6 +140,10 @@ func lettingGo(ev *events.Event) bool {
 		return true
 	case events.Close:
 		switch ev.Old {
+		case events.Listen:
+			// An MPTCP one is not shut down first (mptcp_check_listen_stop), nor is one
+			// that is killed from outside; but whoever kills is not exiting.
+			return ev.Err == 0 && (ev.Shutdown == shutdownBoth || ev.Flags&events.Exiting != 0)
 		case events.LastAck, events.Closing:
 			return false
 		case events.FinWait2:

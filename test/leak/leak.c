@@ -23,6 +23,10 @@
 
 enum { LIFE = 120 /* seconds, should the test fail to end it */, WORKERS = 4 };
 
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
 static void held(int fd)
 {
 	struct sockaddr_in peer;
@@ -37,11 +41,11 @@ static void held(int fd)
 	dprintf(1, "held %d %d %" PRIx64 " %d\n", getpid(), fd, cookie, ntohs(peer.sin_port));
 }
 
-static int listen_anywhere(void)
+static int listen_anywhere(int protocol)
 {
 	struct sockaddr_in addr = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	socklen_t size = sizeof(addr);
-	int l = socket(AF_INET, SOCK_STREAM, 0);
+	int l = socket(AF_INET, SOCK_STREAM, protocol);
 
 	if (l < 0 || bind(l, (struct sockaddr *)&addr, sizeof(addr)) || listen(l, 512) ||
 	    getsockname(l, (struct sockaddr *)&addr, &size))
@@ -118,7 +122,12 @@ static void serve(const char *shape)
 
 	if (!strcmp(shape, "blocked"))
 		start_workers();
-	int l = listen_anywhere();
+	int protocol = IPPROTO_TCP;
+	if (!strncmp(shape, "mptcp-", 6)) {
+		protocol = IPPROTO_MPTCP;
+		shape += 6;
+	}
+	int l = listen_anywhere(protocol);
 	if (!strcmp(shape, "queue"))
 		sleep_forever();
 	for (;;) {
