@@ -94,7 +94,9 @@ func (s *scene) startLeaker(peer *agent, command string) *leaker {
 	l := &leaker{s: s, shape: words[1], peer: peer, stdin: stdin, out: out, lines: bufio.NewScanner(out), heirs: map[int]int{}}
 	s.t.Cleanup(l.kill)
 	l.adopt(cmd.Process.Pid)
-	if l.shape != "client" {
+	if l.shape == "client" {
+		l.next("connecting")
+	} else {
 		l.at = &sock{local: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(l.next("listening")[0]))}
 	}
 	// By now it is certainly what it was started as, and not this program's fork.

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -110,22 +111,34 @@ func (p *Probe) open(l *loader, cfg Config) error {
 
 	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
 	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
-	p.trace(l, "processes", variant{"tp_btf", tcptraceProgProcessFork})
-	p.trace(l, "accept", variant{"fexit", tcptraceProgAcceptExit}, variant{"sys_exit", tcptraceProgAcceptSyscall})
-	p.trace(l, "destroy", variant{"tp_btf", tcptraceProgDestroySock})
+	p.trace(l, "processes", variant{name: "tp_btf", prog: tcptraceProgProcessFork})
+	p.trace(l, "accept",
+		variant{name: "fexit", prog: tcptraceProgAcceptExit, refuse: ftraceDisabled},
+		variant{name: "sys_exit", prog: tcptraceProgAcceptSyscall})
+	p.trace(l, "destroy", variant{name: "tp_btf", prog: tcptraceProgDestroySock})
 
 	// Last, so that no transition comes before what explains it can; and
 	// set_state before set_state_nested, which relies on that order. They are
 	// detached the other way round: set_state_nested alone would take every
-	// transition for a missed one.
+	// transition for a missed one. Both are loaded before either is attached:
+	// between the two, nothing catches what the kernel skips.
 	p.setState = p.core.Programs[tcptraceProgSetState]
-	first, err := link.AttachTracing(link.TracingOptions{Program: p.setState})
-	if err != nil {
+	nested, refused := l.load(tcptraceProgSetStateNested)
+	if refused == nil {
+		p.others = append(p.others, nested)
+	}
+	if err := p.attach(p.setState); err != nil {
 		return fmt.Errorf("attach tp_btf/inet_sock_set_state: %w", err)
 	}
-	p.links = append(p.links, first)
+	if refused == nil {
+		refused = p.attach(nested.Programs[tcptraceProgSetStateNested])
+	}
 	p.variants = append(p.variants, Variant{Facility: "transitions", Name: "tp_btf"})
-	p.trace(l, "nested", variant{"tp_btf", tcptraceProgSetStateNested})
+	if refused == nil {
+		p.variants = append(p.variants, Variant{Facility: "nested", Name: "tp_btf"})
+	} else {
+		p.variants = append(p.variants, Variant{Facility: "nested", Err: refused})
+	}
 	slices.Reverse(p.links)
 	return nil
 }
@@ -149,13 +162,29 @@ func (p *Probe) openScans(l *loader) error {
 // variant is one way to provide a facility.
 type variant struct {
 	name, prog string
+	refuse     func() error // why it would not work though the kernel takes it; may be nil
+}
+
+// ftraceDisabled says that the hooks of functions are attached in vain.
+func ftraceDisabled() error {
+	b, err := os.ReadFile("/proc/sys/kernel/ftrace_enabled")
+	if err == nil && bytes.Equal(bytes.TrimSpace(b), []byte("0")) {
+		return errors.New("kernel.ftrace_enabled is 0")
+	}
+	return nil // or a kernel without the sysctl
 }
 
 // trace attaches the first variant that the kernel takes.
 func (p *Probe) trace(l *loader, facility string, ways ...variant) {
 	v := Variant{Facility: facility}
 	for _, w := range ways {
-		err := p.attach(l, w.prog)
+		var err error
+		if w.refuse != nil {
+			err = w.refuse()
+		}
+		if err == nil {
+			err = p.loadAndAttach(l, w.prog)
+		}
 		if err == nil {
 			v.Name = w.name
 			break
@@ -165,19 +194,25 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) {
 	p.variants = append(p.variants, v)
 }
 
-func (p *Probe) attach(l *loader, name string) error {
+func (p *Probe) loadAndAttach(l *loader, name string) error {
 	coll, err := l.load(name)
 	if err != nil {
 		return err
 	}
-	lnk, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
-	if err != nil {
+	if err := p.attach(coll.Programs[name]); err != nil {
 		coll.Close()
 		return err
 	}
 	p.others = append(p.others, coll)
-	p.links = append(p.links, lnk)
 	return nil
+}
+
+func (p *Probe) attach(prog *ebpf.Program) error {
+	lnk, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err == nil {
+		p.links = append(p.links, lnk)
+	}
+	return err
 }
 
 func (p *Probe) iterator(l *loader, facility, name string) *link.Iter {

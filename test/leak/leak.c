@@ -104,6 +104,7 @@ static void connect_and_keep(int port, int count)
 {
 	struct sockaddr_in addr = { .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 
+	dprintf(1, "connecting\n");
 	while (count-- > 0) {
 		int fd = socket(AF_INET, SOCK_STREAM, 0);
 
