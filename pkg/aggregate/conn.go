@@ -48,7 +48,7 @@ type conn struct {
 	kernel   bool
 	busy     bool  // late, and in use when the last scan looked
 	unseen   uint8 // complete scans since then that did not find it
-	unheld   uint8 // scans in a row that found no holder of it
+	unheld   bool  // the last scan found no holder of it
 
 	// See suspects.
 	suspect uint8

@@ -1,22 +1,6 @@
 package aggregate
 
-import (
-	"math"
-	"time"
-
-	"github.com/tcptrace/tcptrace/pkg/events"
-)
-
-// The share of RLIMIT_NOFILE, in percent, at which a process is said to run out
-// of descriptors; at which that is critical; and below which it no longer is so.
-const (
-	crowdedPercent  = 80
-	criticalPercent = 95
-	relievedPercent = 75
-)
-
-// How old a count of a process's sockets may be.
-const recount = uint64(10 * time.Second)
+import "github.com/tcptrace/tcptrace/pkg/events"
 
 // A late socket that so many scans have not found has gone, and its end was
 // missed.
@@ -94,47 +78,9 @@ func (t *Tracker) findLeaks(complete bool) {
 	t.inSight = 0
 	var gone []uint32
 	for i := t.list(late).head; i != 0; i = t.table.at(i).next {
-		c := t.table.at(i)
-		v := t.verdictOf(c)
-		c.busy = v == VerdictNone
-		if v == NotAccepted && c.verdict != yes {
-			t.yieldTo(i)
+		if t.accuse(i, complete) {
+			gone = append(gone, i)
 		}
-		switch {
-		case c.verdict != yes || v == VerdictNone:
-			t.join(i, noFinding)
-			t.inSight++
-			continue
-		case c.scan != t.scan:
-			if complete && c.unseen < unseenScans {
-				c.unseen++
-			}
-			switch {
-			case c.unseen < unseenScans:
-				t.inSight++
-				if c.finding != noFinding {
-					t.count(t.findings[c.finding], c, v) // it is as it was, as far as is known
-				}
-			case c.state == events.Close:
-				t.join(i, noFinding) // no iterator finds it but by its descriptor
-			default:
-				gone = append(gone, i)
-			}
-			continue
-		}
-		t.inSight++
-		kind, proc := t.charge(i, v)
-		n := c.finding
-		// One that nobody has for a moment is on its way from one to another.
-		if c.unheld++; proc != nobody || n == noFinding || c.unheld > 1 {
-			n = t.findingOf(kind, proc)
-		}
-		if proc != nobody {
-			c.unheld = 0
-		}
-		t.findings[n].fresh = true
-		t.join(i, n)
-		t.count(t.findings[n], c, v)
 	}
 	for _, i := range gone {
 		t.vanish(i, t.now)
@@ -144,6 +90,48 @@ func (t *Tracker) findLeaks(complete bool) {
 			t.weigh(f)
 		}
 	}
+}
+
+// accuse makes a late socket a member of the finding that it belongs to. It reports
+// whether the socket has gone.
+func (t *Tracker) accuse(i uint32, complete bool) (gone bool) {
+	c := t.table.at(i)
+	v := t.verdictOf(c)
+	c.busy = v == VerdictNone
+	if v == NotAccepted && c.verdict != yes {
+		t.yieldTo(i)
+	}
+	t.inSight++
+	if c.verdict != yes || v == VerdictNone {
+		t.join(i, noFinding)
+		return false
+	}
+	if c.scan != t.scan {
+		if complete && c.unseen < unseenScans {
+			c.unseen++
+		}
+		switch {
+		case c.unseen == unseenScans && c.state == events.Close:
+			t.inSight--
+			t.join(i, noFinding) // no iterator finds it but by its descriptor
+		case c.unseen == unseenScans:
+			return true
+		case c.finding != noFinding:
+			t.count(t.findings[c.finding], c, v) // it is as it was, as far as is known
+		}
+		return false
+	}
+	kind, proc := t.charge(i, v)
+	n := c.finding
+	// One that nobody has for a moment is on its way from one to another.
+	if proc != nobody || n == noFinding || c.unheld {
+		n = t.findingOf(kind, proc)
+	}
+	c.unheld = proc == nobody
+	t.findings[n].fresh = true
+	t.join(i, n)
+	t.count(t.findings[n], c, v)
+	return false
 }
 
 // yieldTo lets a filter by process have a socket in the queue of a listener that a
@@ -231,125 +219,6 @@ func (t *Tracker) weigh(f *finding) {
 		}
 	}
 	f.peakCount = max(f.peakCount, f.count) // told or not
-}
-
-// growth remembers how many sockets a process had in CLOSE_WAIT.
-type growth struct {
-	at   [8]uint64
-	held [8]int
-	n    int
-}
-
-func (g *growth) sample(ktime uint64, held int) {
-	if g.n > 0 && ktime < g.at[g.n-1]+uint64(4*time.Second) {
-		return
-	}
-	if g.n == len(g.at) {
-		copy(g.at[:], g.at[1:])
-		copy(g.held[:], g.held[1:])
-		g.n--
-	}
-	g.at[g.n], g.held[g.n] = ktime, held
-	g.n++
-}
-
-// perMinute is false as long as there is too little to tell.
-func (g *growth) perMinute() (float64, bool) {
-	if g.n == 0 || g.at[g.n-1]-g.at[0] < uint64(5*time.Second) {
-		return 0, false
-	}
-	minutes := time.Duration(g.at[g.n-1] - g.at[0]).Minutes()
-	return float64(g.held[g.n-1]-g.held[0]) / minutes, true
-}
-
-// fds counts the descriptors of TCP sockets that a process has. Of what it owns, it
-// may have passed on most.
-type fds struct {
-	scan  uint32 // that counted them last
-	found int    // by that one
-	n     int    // by the last that looked for every socket
-	ktime uint64 // of that; 0: there was none
-}
-
-func (t *Tracker) countFd(p *events.Proc) {
-	f := &t.procs.all[t.procs.get(p.Pid, &p.Comm)].fds
-	if f.scan != t.scan {
-		f.scan, f.found = t.scan, 0
-	}
-	f.found++
-}
-
-func (t *Tracker) countFds() {
-	for _, q := range t.procs.all {
-		if q == nil {
-			continue
-		}
-		q.fds.n, q.fds.ktime = 0, t.now
-		if q.fds.scan == t.scan {
-			q.fds.n = q.fds.found
-		}
-	}
-}
-
-// Details takes what /proc says of a process now.
-func (t *Tracker) Details(d *events.Details) {
-	if d.Pid == 0 {
-		return
-	}
-	q := t.procs.describe(d)
-	if d.Gone && q.open[FdLimit] != noFinding {
-		t.findings[q.open[FdLimit]].members = 0
-	}
-	if d.FileLimit == 0 || !t.scanDone {
-		return
-	}
-	q.growth.sample(t.now, q.history.Held)
-	t.limit(q)
-}
-
-// limit finds out whether a process is about to run out of descriptors, because of
-// its sockets: one that is full of files or pipes is not our business.
-func (t *Tracker) limit(q *process) {
-	open, limit := uint64(q.details.OpenFiles), q.details.FileLimit
-	percent := uint64(0)
-	if limit < math.MaxUint64/100 {
-		percent = open * 100 / limit
-	}
-	full, share := uint64(crowdedPercent), uint64(2)
-	if q.open[FdLimit] != noFinding {
-		full, share = relievedPercent, 3 // it takes more to take it back
-	}
-	counted := q.fds.ktime != 0 && t.now < q.fds.ktime+recount
-	switch {
-	case percent < full || !t.procs.asked(q):
-	case !counted:
-		t.wantOwners = true
-		return
-	case uint64(q.fds.n)*share >= open:
-		f := t.findings[t.findingOf(FdLimit, t.procs.byPid[q.pid])]
-		f.members, f.fresh, f.count = 1, true, q.fds.n
-		f.severity = Warning
-		if percent >= criticalPercent {
-			f.severity = Critical
-		}
-		return
-	}
-	if q.open[FdLimit] != noFinding {
-		t.findings[q.open[FdLimit]].members = 0
-	}
-}
-
-// Watched returns the processes whose descriptors are worth a look: those that
-// have many sockets, or a finding. It is good until the next call.
-func (t *Tracker) Watched() []uint32 {
-	const many = 8
-	t.pids = t.pids[:0]
-	for _, q := range t.procs.all[1:] {
-		if q != nil && (max(q.owned, q.fds.n) >= many || q.open != [numKinds]uint32{}) {
-			t.pids = append(t.pids, q.pid)
-		}
-	}
-	return t.pids
 }
 
 // Wanted returns the processes that Details are wanted of for the findings that
