@@ -55,8 +55,10 @@ enum {
 	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
+	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_LISTEN = 10,
+	TCP_NEW_SYN_RECV = 12,
 };
 
 /* include/net/sock.h, enum sock_flags: bit numbers in skc_flags. The first
@@ -158,6 +160,22 @@ struct tcp_sock {
 /* Where the kernel has CONFIG_MPTCP. */
 struct mptcp_sock {
 	struct sock *first; /* its first subflow; of a listener, the one that listens */
+};
+
+struct timer_list {
+	unsigned long expires; /* jiffies */
+};
+
+/* What is left of a connection in TIME_WAIT, or in FIN_WAIT2 without a socket:
+ * tw_substate says which. */
+struct inet_timewait_sock {
+	struct sock_common __tw_common;
+	volatile unsigned char tw_substate;
+	struct timer_list tw_timer;
+};
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
 };
 
 struct super_block {

@@ -231,15 +231,27 @@ static __always_inline void copy_header(struct event *ev, const struct sock *sk,
 	ev->flags = 0;
 }
 
+/* All of a transition's ends but the local port, which is not always here. */
+static __always_inline void copy_ends(struct transition *e, const struct sock_common *skc)
+{
+	e->family = skc->skc_family;
+	e->rport = bpf_ntohs(skc->skc_dport);
+	if (skc->skc_family == AF_INET6) {
+		copy_addr(e->laddr, &skc->skc_v6_rcv_saddr);
+		copy_addr(e->raddr, &skc->skc_v6_daddr);
+	} else {
+		map_addr(e->laddr, skc->skc_rcv_saddr);
+		map_addr(e->raddr, skc->skc_daddr);
+	}
+}
+
 /* Everything of a transition but its process and its header's states. */
 static __always_inline void copy_socket(struct transition *e, const struct sock *sk,
 					const struct tcp_sock *tp, int newstate)
 {
-	__u16 family = sk->__sk_common.skc_family;
 	unsigned long skflags = sk->__sk_common.skc_flags;
 	__u8 flags = 0;
 
-	e->family = family;
 	/* Before CLOSE the port is already given back (skc_num 0) but still
 	 * written in inet_sport. At CLOSE -> SYN_SENT it is the other way round:
 	 * inet_sport may be left over from an earlier connection. */
@@ -247,16 +259,9 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 		e->lport = sk->__sk_common.skc_num;
 	else
 		e->lport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	e->rport = bpf_ntohs(sk->__sk_common.skc_dport);
+	copy_ends(e, &sk->__sk_common);
 	e->shutdown = sk->sk_shutdown;
 	e->_pad = 0;
-	if (family == AF_INET6) {
-		copy_addr(e->laddr, &sk->__sk_common.skc_v6_rcv_saddr);
-		copy_addr(e->raddr, &sk->__sk_common.skc_v6_daddr);
-	} else {
-		map_addr(e->laddr, sk->__sk_common.skc_rcv_saddr);
-		map_addr(e->raddr, sk->__sk_common.skc_daddr);
-	}
 	e->err = sk->sk_err;
 	e->unread = tp->rcv_nxt - tp->copied_seq;
 	e->sent = tp->bytes_sent - tp->bytes_retrans;
@@ -587,12 +592,12 @@ static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state)
 	return tp->rcv_tstamp && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
 }
 
-static __always_inline bool is_wanted(const struct sock *sk)
+static __always_inline bool is_wanted(const struct sock_common *skc)
 {
 	__u32 zero = 0;
 	__u32 *states = bpf_map_lookup_elem(&wanted, &zero);
 
-	return states && (*states & (1 << (sk->__sk_common.skc_state & 15)));
+	return states && (*states & (1 << (skc->skc_state & 15)));
 }
 
 /* Writes the row of a TCP socket. sk and tp may be the results of a cast, which
@@ -629,7 +634,7 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	struct tcp_sock *tp;
 	__u64 cookie;
 
-	if (!is_wanted(sk))
+	if (!is_wanted(&sk->__sk_common))
 		return;
 	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
 	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
@@ -659,8 +664,43 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
 		return;
 	first = CAST(struct mptcp_sock, sk)->first;
-	if (first && is_wanted(first))
+	if (first && is_wanted(&first->__sk_common))
 		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd);
+}
+
+/* What is no socket, yet or any more: a connection that is being accepted (a
+ * request_sock), or one in TIME_WAIT. */
+static __always_inline void dump_mini(struct seq_file *seq, const struct sock_common *skc)
+{
+	__u64 now = bpf_jiffies64();
+	struct tcp_timewait_sock *tw;
+	struct socket_row row = {};
+	__u8 state;
+
+	if (!is_wanted(skc) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
+		return;
+	if (skc->skc_state == TCP_NEW_SYN_RECV) {
+		state = TCP_SYN_RECV;
+	} else {
+		tw = (struct tcp_timewait_sock *)bpf_skc_to_tcp_timewait_sock((void *)skc);
+		if (!tw)
+			return;
+		state = tw->tw_sk.tw_substate;
+		if (tw->tw_sk.tw_timer.expires > now)
+			row.expires_ns = (tw->tw_sk.tw_timer.expires - now) * jiffy_ns;
+	}
+	row.tr.ev.ktime_ns = bpf_ktime_get_boot_ns();
+	row.tr.ev.skaddr = (__u64)skc;
+	row.tr.ev.cookie = skc->skc_cookie.counter;
+	row.tr.ev.netns = skc->skc_net.net->ns.inum;
+	row.tr.ev.kind = EVENT_SOCKET;
+	row.tr.ev.oldstate = state;
+	row.tr.ev.newstate = state;
+	copy_ends(&row.tr, skc);
+	row.tr.lport = skc->skc_num;
+	row.fd = -1;
+	row.mini = 1;
+	bpf_seq_write(seq, &row, sizeof(row));
 }
 
 /* The sockets of one network namespace: that of the thread which opens the
@@ -673,10 +713,11 @@ int dump_tcp(struct bpf_iter__tcp *ctx)
 
 	if (!skc)
 		return 0;
-	/* NULL for a request_sock and for a TIME_WAIT minisocket. */
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(skc);
 	if (tp)
 		dump(ctx->meta->seq, (struct sock *)tp, NULL, -1);
+	else
+		dump_mini(ctx->meta->seq, skc);
 	return 0;
 }
 

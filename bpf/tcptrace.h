@@ -81,7 +81,10 @@ struct socket_row {
 	__s32 fd;
 	__u32 queued; /* bytes written and not acknowledged, a FIN included */
 	__u8 kernel;  /* a socket of the kernel's own: no process can have it */
-	__u8 _pad[7];
+	__u8 mini;    /* what stands in for a socket: skaddr is not a struct sock's, and what is not
+		       * said here is 0 */
+	__u8 _pad[6];
+	__u64 expires_ns; /* of a TIME_WAIT minisocket: until its timer ends it */
 };
 
 struct process {
@@ -96,7 +99,7 @@ _Static_assert(sizeof(struct transition) == 128, "wire");
 _Static_assert(__builtin_offsetof(struct transition, laddr) == 64, "wire");
 _Static_assert(__builtin_offsetof(struct transition, listener) == 96, "wire");
 _Static_assert(sizeof(struct accept) == 56, "wire");
-_Static_assert(sizeof(struct socket_row) == 160, "wire");
+_Static_assert(sizeof(struct socket_row) == 168, "wire");
 _Static_assert(sizeof(struct process) == 80, "wire");
 
 #endif

@@ -46,6 +46,7 @@ type record struct {
 	// socket
 	State       string   `json:"state"`
 	AgeMs       *float64 `json:"age_ms"`
+	ExpiresMs   *float64 `json:"expires_ms"` // only of minisockets
 	AgeBound    *string  `json:"age_bound"`
 	Holders     []holder `json:"holders"`
 	EOFRead     *bool    `json:"eof_read"`

@@ -52,8 +52,9 @@ type wire struct {
 	Quiet, Unsent         uint64
 	Fd                    int32
 	Queued                uint32
-	Kernel                uint8
-	_                     [7]uint8
+	Kernel, Mini          uint8
+	_                     [6]uint8
+	Expires               uint64
 }
 
 // raw returns the record as the kernel side writes it.

@@ -303,6 +303,10 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 		b = append(b, `,"unread_bytes":`...)
 		b = strconv.AppendUint(b, uint64(max(s.Unread, 1)-1), 10)
 	}
+	if s.Mini && s.State != events.SynRecv {
+		b = append(b, `,"expires_ms":`...)
+		b = appendMs(b, s.Expires)
+	}
 	if s.Verdict != aggregate.VerdictNone {
 		b = append(b, `,"verdict":`...)
 		b = appendName(b, s.Verdict.String())

@@ -315,6 +315,21 @@ func TestASocketHasTheFieldsOfTheContract(t *testing.T) {
 			"that is dead and open", func(s *aggregate.Socket) { s.State, s.Verdict = events.Close, aggregate.Dead },
 			object{"state": "CLOSE", "verdict": "reset_fd_leak"},
 		},
+		{
+			"in TIME_WAIT", func(s *aggregate.Socket) {
+				s.State, s.Mini, s.Expires = events.TimeWait, true, 57956*time.Millisecond
+			},
+			object{"state": "TIME_WAIT", "expires_ms": num("57956.000")},
+		},
+		{
+			"in FIN_WAIT2, whose timer is late",
+			func(s *aggregate.Socket) { s.State, s.Mini = events.FinWait2, true },
+			object{"state": "FIN_WAIT2", "expires_ms": num("0.000")},
+		},
+		{
+			"that is being accepted", func(s *aggregate.Socket) { s.State, s.Mini = events.SynRecv, true },
+			object{"state": "SYN_RECV"},
+		},
 		{"in a container", func(s *aggregate.Socket) { s.Container = "abc123" }, object{"container": "abc123"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

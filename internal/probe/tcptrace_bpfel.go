@@ -75,14 +75,16 @@ type tcptraceRemoteKey struct {
 }
 
 type tcptraceSocketRow struct {
-	_        structs.HostLayout
-	Tr       tcptraceTransition
-	QuietNs  uint64
-	UnsentNs uint64
-	Fd       int32
-	Queued   uint32
-	Kernel   uint8
-	Pad      [7]uint8
+	_         structs.HostLayout
+	Tr        tcptraceTransition
+	QuietNs   uint64
+	UnsentNs  uint64
+	Fd        int32
+	Queued    uint32
+	Kernel    uint8
+	Mini      uint8
+	Pad       [6]uint8
+	ExpiresNs uint64
 }
 
 type tcptraceTransition struct {

@@ -1,6 +1,10 @@
 package aggregate
 
-import "github.com/tcptrace/tcptrace/pkg/events"
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
 
 // attribute learns the owner from a transition. Only what happened in process
 // context says anything: all other transitions run on top of a bystander.
@@ -127,6 +131,10 @@ func (t *Tracker) row(ev *events.Event) {
 	if ev.Fd >= 0 && ev.Proc.Pid != 0 {
 		t.countFd(&ev.Proc)
 	}
+	if ev.Mini {
+		t.mini(ev)
+		return
+	}
 	i := t.table.find(ev.Skaddr)
 	if i == 0 {
 		// After the first scan a socket that is not known is one whose events
@@ -161,6 +169,28 @@ func (t *Tracker) row(ev *events.Event) {
 		c.examine(ev)
 	}
 	t.decide(i)
+}
+
+// TCP_TIMEWAIT_LEN (include/net/tcp.h); and what the jiffies at both ends of the
+// time may differ from it.
+const (
+	timeWait = 60 * time.Second
+	ticks    = 20 * time.Millisecond
+)
+
+// mini makes the Socket record of what only stands in for a socket. It is not
+// tracked: it makes no transitions, and belongs to nobody.
+func (t *Tracker) mini(ev *events.Event) {
+	e := Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+	if t.scanDone || t.filter.ByProcess() || t.filter.byEnds(&e, false) != yes {
+		return
+	}
+	s := Socket{Ends: e, Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: time.Duration(ev.Expires)}
+	// Each FIN that is repeated begins the time anew (tcp_timewait_state_process).
+	if age := timeWait - s.Expires - ticks; ev.New == events.TimeWait && age > 0 {
+		s.Age = age
+	}
+	t.out.Socket(&s)
 }
 
 // catchUp notices that a socket is in another state than the events have said.

@@ -81,8 +81,10 @@ type Socket struct {
 	State     events.State
 	Age       time.Duration // at least that long in State; or Unknown
 	Holders   []Holder
-	Unread    uint32  // in CLOSE_WAIT: bytes not read, and 1 for the FIN
-	Verdict   Verdict // what its process has failed to do
+	Unread    uint32        // in CLOSE_WAIT: bytes not read, and 1 for the FIN
+	Mini      bool          // stands in for a socket: a request_sock or a minisocket
+	Expires   time.Duration // of a minisocket, until it ends
+	Verdict   Verdict       // what its process has failed to do
 	Container string
 }
 

@@ -145,3 +145,40 @@ func TestAForkThatMakesTheTrackerForgetTheParentInheritsItsContainer(t *testing.
 	}
 	audit(t, s.tr)
 }
+
+// mini is what stands in for a socket.
+func (s *story) mini(k sock, state events.State, expires time.Duration) {
+	ev := s.event(k, events.Socket)
+	ev.Old, ev.New, ev.Mini, ev.Expires = state, state, true, uint64(expires)
+	s.tr.Observe(&ev)
+}
+
+func TestWhatStandsInForASocketIsListedAndNotTracked(t *testing.T) {
+	s := &story{t: t, ms: 1000}
+	s.tr = NewTracker(s, &Filter{Lports: []uint16{80}}, 1000, time.Minute)
+	s.mini(sock{addr: 1, lport: 80, rport: 1}, events.SynRecv, 0)
+	s.mini(sock{addr: 2, cookie: 0x22, lport: 80, rport: 2}, events.TimeWait, 45*time.Second)
+	s.mini(sock{addr: 3, cookie: 0x33, lport: 80, rport: 3}, events.FinWait2, 45*time.Second)
+	s.mini(sock{addr: 4, lport: 80, rport: 4}, events.TimeWait, 60*time.Second) // it has just begun
+	s.mini(sock{addr: 5, lport: 81, rport: 5}, events.TimeWait, 45*time.Second) // another port
+	s.tells(
+		"0 - socket SR age=?",
+		"22 - socket TIME_WAIT age=14980", // at least: its jiffies may be one less
+		"33 - socket F2 age=?",
+		"0 - socket TIME_WAIT age=?")
+	s.tr.Scanned(events.Scan{Complete: true, Every: true})
+	s.mini(sock{addr: 6, lport: 80, rport: 6}, events.TimeWait, 45*time.Second) // after the first scan
+	s.tells()
+	if n := s.tr.Counts().Tracked; n != 0 {
+		t.Errorf("tracks %d sockets, want none", n)
+	}
+}
+
+// A filter by process asks who has it; nobody has.
+func TestWhatStandsInForASocketIsNoProcesses(t *testing.T) {
+	s := &story{t: t, ms: 1000}
+	f := pids(1)
+	s.tr = NewTracker(s, &f, 1000, time.Minute)
+	s.mini(sock{addr: 2, lport: 80, rport: 2}, events.TimeWait, 45*time.Second)
+	s.tells()
+}

@@ -117,6 +117,11 @@ type Event struct {
 	Queued uint32 // bytes written and not acknowledged, a FIN included
 	Fd     int32  // -1: no descriptor was looked at
 	Kernel bool   // the kernel's own: no process can have it
+
+	// Socket, of what stands in for a socket: a request_sock in SYN_RECV, a
+	// minisocket in TIME_WAIT or FIN_WAIT2. Only the header and the ends are set.
+	Mini    bool
+	Expires uint64 // ns until a minisocket ends
 }
 
 // Scan says what a scan has looked for.
@@ -145,7 +150,7 @@ const (
 
 	// SocketSize is the size of a Socket record, the largest, and the only kind
 	// that an iterator writes.
-	SocketSize = 160
+	SocketSize = 168
 )
 
 var sizes = [...]int{
@@ -193,6 +198,8 @@ func Decode(b []byte, ev *Event) error {
 		ev.Fd = int32(le.Uint32(b[144:]))
 		ev.Queued = le.Uint32(b[148:])
 		ev.Kernel = b[152] != 0
+		ev.Mini = b[153] != 0
+		ev.Expires = le.Uint64(b[160:])
 		return decodeSocket(b, ev)
 	case Fork:
 		decodeProc(b[56:], &ev.Parent)
