@@ -610,23 +610,31 @@ static __always_inline void write_row(struct seq_file *seq, const struct sock *s
 
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return;
-	/* One that never got as far as a connection. rcv_nxt is 0 until the peer's
-	 * SYN has come (tcp_connect_init); connect(AF_UNSPEC) clears the port. */
-	if (state == TCP_CLOSE && (!tp->rcv_nxt || !sk->__sk_common.skc_dport))
-		return;
 	copy_header(&row.tr.ev, sk, EVENT_SOCKET);
 	row.tr.ev.cookie = cookie;
 	row.tr.ev.oldstate = state;
 	row.tr.ev.newstate = state;
 	copy_socket(&row.tr, sk, tp, state);
-	if (task)
+	if (task) {
 		copy_proc(&row.tr.proc, task);
+		row.thread = task->pid != task->tgid;
+	}
 	row.fd = fd;
+	/* rcv_nxt is 0 until the peer's SYN has come (tcp_connect_init), and
+	 * connect(AF_UNSPEC) clears the port: as good as new. */
+	row.fresh = state == TCP_CLOSE && (!tp->rcv_nxt || !sk->__sk_common.skc_dport);
 	row.quiet_ns = quiet(tp, state);
 	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - tp->lsndtime) * jiffy_ns;
 	row.queued = tp->write_seq - tp->snd_una;
 	row.kernel = BPF_CORE_READ_BITFIELD(sk, sk_kern_sock);
 	bpf_seq_write(seq, &row, sizeof(row));
+}
+
+/* Raw sockets may have any number in sk_protocol, and NETLINK_XFRM has 6. */
+static __always_inline bool is_stream(const struct sock *sk, int protocol)
+{
+	return sk->sk_protocol == protocol && sk->sk_type == SOCK_STREAM &&
+	       (sk->__sk_common.skc_family == AF_INET || sk->__sk_common.skc_family == AF_INET6);
 }
 
 static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
@@ -636,9 +644,7 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 
 	if (!is_wanted(&sk->__sk_common))
 		return;
-	/* Raw sockets and NETLINK_XFRM have the number 6 in sk_protocol too. */
-	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM ||
-	    (sk->__sk_common.skc_family != AF_INET && sk->__sk_common.skc_family != AF_INET6))
+	if (!is_stream(sk, IPPROTO_TCP))
 		return;
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
 	if (!tp)
@@ -664,7 +670,7 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
 		return;
 	first = CAST(struct mptcp_sock, sk)->first;
-	if (first && is_wanted(&first->__sk_common))
+	if (first && is_stream(first, IPPROTO_TCP) && is_wanted(&first->__sk_common))
 		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd);
 }
 
@@ -735,7 +741,7 @@ int dump_files(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	if (!socket || !socket->sk)
 		return 0;
-	if (socket->sk->sk_protocol == IPPROTO_MPTCP)
+	if (is_stream(socket->sk, IPPROTO_MPTCP))
 		dump_first_subflow(ctx->meta->seq, socket->sk, task, ctx->fd);
 	else
 		dump(ctx->meta->seq, socket->sk, task, ctx->fd);

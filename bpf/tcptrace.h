@@ -83,7 +83,9 @@ struct socket_row {
 	__u8 kernel;  /* a socket of the kernel's own: no process can have it */
 	__u8 mini;    /* what stands in for a socket: skaddr is not a struct sock's, and what is not
 		       * said here is 0 */
-	__u8 _pad[6];
+	__u8 thread;  /* the descriptor is of a thread that shares none with the thread group's leader */
+	__u8 fresh;   /* never was connected */
+	__u8 _pad[4];
 	__u64 expires_ns; /* of a TIME_WAIT minisocket: until its timer ends it */
 };
 

@@ -78,12 +78,12 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 		b = appendMs(b, e.PeakOldest)
 	}
 	switch {
-	case f.Kind == aggregate.FdLimit:
-		return appendLimit(b, e)
-	case f.Status == aggregate.Resolved && (f.Kind == aggregate.ResetFdLeak || f.Pid == 0):
-		return b // likewise without a history
+	case f.Status == aggregate.Resolved && (f.Kind != aggregate.CloseWaitLeak || f.Pid == 0):
+		return b
 	case f.Status == aggregate.Resolved:
 		return appendHistory(b, e.History)
+	case f.Kind == aggregate.FdLimit:
+		return appendLimit(b, e)
 	case f.Kind == aggregate.CloseWaitLeak:
 		b = append(b, `"verdict":`...)
 		b = appendName(b, e.Verdict.String())

@@ -83,7 +83,9 @@ type tcptraceSocketRow struct {
 	Queued    uint32
 	Kernel    uint8
 	Mini      uint8
-	Pad       [6]uint8
+	Thread    uint8
+	Fresh     uint8
+	Pad       [4]uint8
 	ExpiresNs uint64
 }
 

@@ -50,28 +50,44 @@ func (g *growth) perMinute() (float64, bool) {
 // fds counts the descriptors of TCP sockets that a process has. Of what it owns, it
 // may have passed on most.
 type fds struct {
-	scan  uint32 // that counted them last
-	found int    // by that one
-	n     int    // by the last that looked for every socket
-	ktime uint64 // of that; 0: there was none
+	scan    uint32 // that counted them last
+	leaders int    // found by that one, of the first thread, and those who share them
+	threads int    // of threads that do not: as it is too where the first thread has ended
+	n       int    // by the last scan that looked for every socket
+	ktime   uint64 // of that; 0: there was none
+	waits   bool   // for the next
 }
 
-func (t *Tracker) countFd(p *events.Proc) {
+func (t *Tracker) countFd(p *events.Proc, thread bool) {
 	f := &t.procs.all[t.procs.get(p.Pid, &p.Comm)].fds
 	if f.scan != t.scan {
-		f.scan, f.found = t.scan, 0
+		f.scan, f.leaders, f.threads = t.scan, 0, 0
 	}
-	f.found++
+	if thread {
+		f.threads++
+	} else {
+		f.leaders++
+	}
 }
 
+// countFds ends a scan that looked for every socket.
 func (t *Tracker) countFds() {
 	for _, q := range t.procs.all {
 		if q == nil {
 			continue
 		}
-		q.fds.n, q.fds.ktime = 0, t.now
-		if q.fds.scan == t.scan {
-			q.fds.n = q.fds.found
+		f := &q.fds
+		f.n, f.ktime = 0, t.now
+		switch {
+		case f.scan != t.scan:
+		case f.leaders > 0:
+			f.n = f.leaders
+		default:
+			f.n = f.threads
+		}
+		if f.waits {
+			f.waits = false
+			t.limit(q)
 		}
 	}
 }
@@ -108,11 +124,11 @@ func (t *Tracker) limit(q *process) {
 	switch {
 	case percent < full || !t.procs.asked(q):
 	case !counted:
-		t.wantOwners = true
+		t.wantOwners, q.fds.waits = true, true
 		return
 	case uint64(q.fds.n)*share >= open:
 		f := t.findings[t.findingOf(FdLimit, t.procs.byPid[q.pid])]
-		f.members, f.fresh, f.count = 1, true, q.fds.n
+		f.members, f.fresh, f.count = 1, true, min(q.fds.n, int(open))
 		f.severity = Warning
 		if percent >= criticalPercent {
 			f.severity = Critical

@@ -138,7 +138,7 @@ func TestALimitIsOfTheProcessAndNotOfItsPid(t *testing.T) {
 	s.fork(9, 1, "newcomer")
 	s.serves = 0
 	s.limit(90, 100) // of the newcomer, which has no socket
-	s.finds()
+	s.finds("#1 fd_limit resolved warning srv(1) n=0 oldest=?")
 	audit(t, s.tr)
 }
 

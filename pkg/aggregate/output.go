@@ -157,6 +157,7 @@ func (t *Tracker) Scanned(s events.Scan) {
 		t.sortSuspects(late)
 	}
 	if s.Every {
+		t.every = t.now
 		t.countFds()
 	}
 	t.findLeaks(s.Complete)

@@ -129,11 +129,14 @@ func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 // row takes one socket, or one descriptor of one, that a scan found.
 func (t *Tracker) row(ev *events.Event) {
 	if ev.Fd >= 0 && ev.Proc.Pid != 0 {
-		t.countFd(&ev.Proc)
+		t.countFd(&ev.Proc, ev.Thread)
 	}
 	if ev.Mini {
 		t.mini(ev)
 		return
+	}
+	if ev.Fresh {
+		return // it has no story yet
 	}
 	i := t.table.find(ev.Skaddr)
 	if i == 0 {

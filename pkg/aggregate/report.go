@@ -62,6 +62,9 @@ func (t *Tracker) report() {
 			continue
 		}
 		q := t.procs.all[f.proc]
+		if f.kind == FdLimit && t.procs.byPid[q.pid] != f.proc {
+			f.members = 0 // it has exited, and its PID is another's
+		}
 		if f.kind != FdLimit {
 			f.severity = Warning
 			if l := q.details.FileLimit; l != 0 && uint64(f.count) >= l/2 {
@@ -138,7 +141,7 @@ func (t *Tracker) tell(f *finding) bool {
 	e.History, e.OpenFiles, e.FileLimit = &q.history, q.details.OpenFiles, q.details.FileLimit
 	e.Exhausted = Unknown
 	if f.kind == FdLimit {
-		e.Sockets, e.CloseWait = q.fds.n, q.history.Held
+		e.Sockets, e.CloseWait = f.count, q.history.Held
 		if e.PerMinute, e.Measured = q.growth.perMinute(); e.Measured && e.PerMinute > 0 {
 			left := float64(e.FileLimit - min(uint64(e.OpenFiles), e.FileLimit))
 			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))

@@ -16,6 +16,10 @@ const lookAgainAfter = uint64(2 * time.Second)
 // it may be in flight, or the news of their destruction was lost.
 const lookForLostAfter = uint64(30 * time.Second)
 
+// Every socket is looked at after this time, whatever is late: who has it may have
+// changed, and what was missed comes to light.
+const lookAtAllAfter = uint64(time.Minute)
+
 // Verdict says what a process has failed to do with a socket that its peer has
 // closed.
 type Verdict uint8

@@ -58,6 +58,7 @@ type Tracker struct {
 	holders        []held // that it has found
 	holderBuf      []Holder
 	judged         uint64 // when the last one was over
+	every          uint64 // when the last one that looked for every socket was
 	inSight        int    // late suspects that are not lost without trace
 	unsorted       bool   // suspects are not in order
 	findings       []*finding
@@ -124,7 +125,7 @@ func (t *Tracker) WantScan() Want {
 		after = lookForLostAfter
 	}
 	switch {
-	case t.wantOwners:
+	case t.wantOwners, t.scanDone && t.now >= t.every+lookAtAllAfter:
 		w = WantOwners
 	case t.wantJudge || t.list(late).n > 0 && t.now >= t.judged+after:
 		w = WantSuspects

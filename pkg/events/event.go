@@ -117,6 +117,8 @@ type Event struct {
 	Queued uint32 // bytes written and not acknowledged, a FIN included
 	Fd     int32  // -1: no descriptor was looked at
 	Kernel bool   // the kernel's own: no process can have it
+	Thread bool   // the descriptor is not the process's, but of a thread with descriptors of its own
+	Fresh  bool   // never was connected
 
 	// Socket, of what stands in for a socket: a request_sock in SYN_RECV, a
 	// minisocket in TIME_WAIT or FIN_WAIT2. Only the header and the ends are set.
@@ -199,6 +201,8 @@ func Decode(b []byte, ev *Event) error {
 		ev.Queued = le.Uint32(b[148:])
 		ev.Kernel = b[152] != 0
 		ev.Mini = b[153] != 0
+		ev.Thread = b[154] != 0
+		ev.Fresh = b[155] != 0
 		ev.Expires = le.Uint64(b[160:])
 		return decodeSocket(b, ev)
 	case Fork:
