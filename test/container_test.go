@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,5 +162,20 @@ func TestInAPIDNamespaceALeakOutsideIsNobodys(t *testing.T) {
 	}
 	if stats := lastStats(records); stats != nil && stats.Hidden == 0 {
 		t.Error("hidden_processes 0, want those outside of the PID namespace")
+	}
+}
+
+// It may be about to start; but it may be a slip of the pen too.
+func TestAContainerThatNoProcessIsInIsSaidAndNoError(t *testing.T) {
+	t.Parallel()
+	live(t)
+	run := startTracer(t, "--container", strings.Repeat("0", 64)).stop()
+	if want := "no process is in the container"; !strings.Contains(run.stderr, want) {
+		t.Errorf("stderr %q, want %q in it", run.stderr, want)
+	}
+	for _, r := range run.records {
+		if r.Type != "stats" {
+			t.Errorf("got %s, want nothing of a container that does not exist", r.summary())
+		}
 	}
 }

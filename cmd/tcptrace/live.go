@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -136,6 +137,9 @@ func (r *runner) start() error {
 	if err := r.family(); err != nil {
 		return err
 	}
+	if err := r.checkContainer(); err != nil {
+		return err
+	}
 	complete, err := r.kernel.Scan(r.event)
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
@@ -252,6 +256,26 @@ func cpuTime() time.Duration {
 	// It cannot fail (getrusage(2)).
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// checkContainer says what would otherwise be a silent stream. A container may
+// still be about to start: so that is no error.
+func (r *runner) checkContainer() error {
+	prefix := r.cfg.filter.Container
+	if prefix == "" {
+		return nil
+	}
+	all, err := r.proc.Processes()
+	if err != nil {
+		return fmt.Errorf("list processes: %w", err)
+	}
+	for _, p := range all {
+		if id, err := r.proc.Container(p.Pid); err == nil && strings.HasPrefix(id, prefix) {
+			return nil
+		}
+	}
+	r.log.Warn("no process is in the container now, as far as /proc/PID/cgroup tells", zap.String("container", prefix))
+	return nil
 }
 
 // family tells the tracker whose child each running process is. From now on the
