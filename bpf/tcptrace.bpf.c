@@ -33,7 +33,6 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 
 #define CAST(type, addr) ((type *)bpf_rdonly_cast((const void *)(addr), bpf_core_type_id_kernel(type)))
 
-
 /* The wire types, for the generated Go code: a test holds pkg/events to them. */
 const struct transition *unused_transition __attribute__((unused));
 const struct event *unused_event __attribute__((unused));

@@ -168,13 +168,18 @@ func (r *runner) start() error {
 // first time it first says where it runs: a moment later it may be gone.
 func (r *runner) event(raw []byte) error {
 	if pid := events.Pid(raw); pid != 0 && !r.pipe.tracker.Knows(pid) {
-		// Of one that has gone nothing can be known any more.
-		id, _ := r.proc.Container(pid)
-		if err := r.sink.Details(&events.Details{Pid: pid, Container: id}); err != nil {
+		if err := r.introduce(pid); err != nil {
 			return err
 		}
 	}
 	return r.sink.Event(raw)
+}
+
+// introduce tells in which container a process is.
+func (r *runner) introduce(pid uint32) error {
+	// Of one that has gone nothing can be known any more.
+	id, _ := r.proc.Container(pid)
+	return r.sink.Details(&events.Details{Pid: pid, Container: id})
 }
 
 // describe tells all of what /proc says of these processes.
@@ -296,7 +301,7 @@ func (r *runner) family() error {
 		byPid[p.Pid] = child
 		raw = events.AppendFork(raw[:0], ktime, child, byPid[p.Ppid])
 		if r.cfg.filter.Container != "" {
-			if err := r.describe([]uint32{p.Pid}); err != nil {
+			if err := r.introduce(p.Pid); err != nil {
 				return err
 			}
 		}
