@@ -49,12 +49,15 @@ enum {
 #define SOCK_STREAM 1
 #define AF_INET 2
 #define AF_INET6 10
+#define AF_NETLINK 16
+#define NETLINK_SOCK_DIAG 4
 
 /* include/net/tcp_states.h */
 enum {
 	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT2 = 5,
 	TCP_TIME_WAIT = 6,
 	TCP_CLOSE = 7,
 	TCP_LISTEN = 10,
@@ -66,7 +69,14 @@ enum {
 enum {
 	SOCK_DEAD = 0,
 	SOCK_DONE = 1,
+	SOCK_KEEPOPEN = 3,
 	SOCK_LINGER = 4,
+};
+
+/* include/net/tcp.h, enum tcp_tw_status: what tcp_timewait_state_process() returns. */
+enum {
+	TCP_TW_RST = 1,
+	TCP_TW_SYN = 3,
 };
 
 /* include/linux/sched.h */
@@ -84,8 +94,22 @@ typedef struct {
 	long long counter;
 } atomic64_t;
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
 struct ns_common {
 	unsigned int inum;
+	refcount_t count;
+};
+
+/* Since 6.18. */
+struct ns_common___new {
+	refcount_t __ns_ref;
 };
 
 struct net {
@@ -140,6 +164,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	__u32 icsk_user_timeout;
 };
 
 struct tcp_sock {
@@ -154,6 +179,7 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;
+	int linger2;
 	__u8 repair : 1;
 };
 
@@ -164,6 +190,13 @@ struct mptcp_sock {
 
 struct timer_list {
 	unsigned long expires; /* jiffies */
+	void (*function)(struct timer_list *);
+};
+
+/* A connection that is being accepted. */
+struct request_sock {
+	struct sock_common __req_common;
+	struct timer_list rsk_timer;
 };
 
 /* What is left of a connection in TIME_WAIT, or in FIN_WAIT2 without a socket:
@@ -176,6 +209,12 @@ struct inet_timewait_sock {
 
 struct tcp_timewait_sock {
 	struct inet_timewait_sock tw_sk;
+	int tw_ts_recent_stamp; /* a long once */
+};
+
+/* include/net/rstreason.h, since 6.10. */
+enum sk_rst_reason {
+	SK_RST_REASON_NOT_SPECIFIED = 0,
 };
 
 struct super_block {
@@ -244,10 +283,12 @@ struct pt_regs {};
 
 struct pt_regs___x86 {
 	unsigned long orig_ax;
+	unsigned long di;
 };
 
 struct pt_regs___arm64 {
 	int syscallno;
+	__u64 regs[1];
 };
 
 struct seq_file;

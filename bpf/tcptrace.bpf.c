@@ -16,8 +16,11 @@
  *   destroy_sock                 a socket's memory is released
  *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
  *   process_fork                 who is whose child
- * and those that are read by the agent:
+ *   timewait_*, timer_*          minisockets: TIME_WAIT, and FIN_WAIT2 without a process; the
+ *                                agent attaches the former or the latter
+ * and those that the agent runs:
  *   dump_tcp, dump_files         sockets that exist, and who holds them
+ *   look_timewait                what has become of some minisockets
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -39,6 +42,7 @@ const struct event *unused_event __attribute__((unused));
 const struct accept *unused_accept __attribute__((unused));
 const struct socket_row *unused_socket_row __attribute__((unused));
 const struct process *unused_process __attribute__((unused));
+const struct timewait *unused_timewait __attribute__((unused));
 
 /* Set by the agent before the programs are loaded, so that the verifier drops
  * the branches that a run does not need. */
@@ -230,19 +234,19 @@ static __always_inline void copy_header(struct event *ev, const struct sock *sk,
 	ev->flags = 0;
 }
 
-/* All of a transition's ends but the local port, which is not always here. */
-static __always_inline void copy_ends(struct transition *e, const struct sock_common *skc)
-{
-	e->family = skc->skc_family;
-	e->rport = bpf_ntohs(skc->skc_dport);
-	if (skc->skc_family == AF_INET6) {
-		copy_addr(e->laddr, &skc->skc_v6_rcv_saddr);
-		copy_addr(e->raddr, &skc->skc_v6_daddr);
-	} else {
-		map_addr(e->laddr, skc->skc_rcv_saddr);
-		map_addr(e->raddr, skc->skc_daddr);
-	}
-}
+/* All of the ends but the local port, which is not always there. */
+#define COPY_ENDS(e, skc) \
+	do { \
+		(e)->family = (skc)->skc_family; \
+		(e)->rport = bpf_ntohs((skc)->skc_dport); \
+		if ((skc)->skc_family == AF_INET6) { \
+			copy_addr((e)->laddr, &(skc)->skc_v6_rcv_saddr); \
+			copy_addr((e)->raddr, &(skc)->skc_v6_daddr); \
+		} else { \
+			map_addr((e)->laddr, (skc)->skc_rcv_saddr); \
+			map_addr((e)->raddr, (skc)->skc_daddr); \
+		} \
+	} while (0)
 
 /* Everything of a transition but its process and its header's states. */
 static __always_inline void copy_socket(struct transition *e, const struct sock *sk,
@@ -258,9 +262,9 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 		e->lport = sk->__sk_common.skc_num;
 	else
 		e->lport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	copy_ends(e, &sk->__sk_common);
+	COPY_ENDS(e, &sk->__sk_common);
 	e->shutdown = sk->sk_shutdown;
-	e->_pad = 0;
+	e->linger2 = tp->linger2 < 0;
 	e->err = sk->sk_err;
 	e->unread = tp->rcv_nxt - tp->copied_seq;
 	e->sent = tp->bytes_sent - tp->bytes_retrans;
@@ -284,6 +288,26 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 static __always_inline bool has_port(const volatile __u8 *set, __u16 port)
 {
 	return set[port >> 3] & (1 << (port & 7));
+}
+
+static __always_inline bool excluded_peer(const struct sock_common *skc)
+{
+	struct remote_key key = { .prefixlen = 128 };
+	bool mapped;
+
+	if (filter_rport && !has_port(rports, bpf_ntohs(skc->skc_dport)))
+		return true;
+	if (!filter_family && !filter_remote)
+		return false;
+	if (skc->skc_family != AF_INET6)
+		map_addr(key.addr, skc->skc_daddr);
+	else
+		copy_addr(key.addr, &skc->skc_v6_daddr);
+	mapped = ((__u32 *)key.addr)[0] == 0 && ((__u32 *)key.addr)[1] == 0 &&
+		 ((__u32 *)key.addr)[2] == bpf_htonl(0xffff);
+	if (filter_family && (filter_family == AF_INET) != mapped)
+		return true;
+	return filter_remote && !bpf_map_lookup_elem(&remotes, &key);
 }
 
 /* Reports whether a filter excludes this transition for certain. The agent
@@ -310,26 +334,7 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 	if (oldstate == TCP_LISTEN || oldstate == TCP_SYN_RECV)
 		return false;
 
-	if (filter_rport && !has_port(rports, bpf_ntohs(sk->__sk_common.skc_dport)))
-		return true;
-
-	if (filter_family || filter_remote) {
-		struct remote_key key = { .prefixlen = 128 };
-		bool mapped;
-
-		if (sk->__sk_common.skc_family != AF_INET6)
-			map_addr(key.addr, sk->__sk_common.skc_daddr);
-		else
-			copy_addr(key.addr, &sk->__sk_common.skc_v6_daddr);
-		mapped = ((__u32 *)key.addr)[0] == 0 && ((__u32 *)key.addr)[1] == 0 &&
-			 ((__u32 *)key.addr)[2] == bpf_htonl(0xffff);
-		if (filter_family && (filter_family == AF_INET) != mapped)
-			return true;
-		if (filter_remote && !bpf_map_lookup_elem(&remotes, &key))
-			return true;
-	}
-
-	return false;
+	return excluded_peer(&sk->__sk_common);
 }
 
 /* The process that is in a system call on the socket. */
@@ -353,6 +358,28 @@ static __always_inline void copy_owner(struct transition *e, int newstate)
 	}
 }
 
+/* The socket that a task is in connect() with, by its PID's low bits: two that
+ * share a place at once hide each other. Written by emit, read when a minisocket
+ * ends. */
+struct connecting {
+	__u64 task;
+	__u64 skaddr;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct connecting);
+} connecting SEC(".maps");
+
+static __always_inline struct connecting *connecting_of(struct task_struct *task)
+{
+	__u32 place = task->pid & 1023;
+
+	return bpf_map_lookup_elem(&connecting, &place);
+}
+
 static __always_inline void emit(const struct sock *sk, int oldstate, int newstate)
 {
 	struct counters *c = counters();
@@ -363,6 +390,15 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 	if (!tp)
 		return;
 	COUNT(c, seen);
+	if (newstate == TCP_SYN_SENT) {
+		struct task_struct *task = bpf_get_current_task_btf();
+		struct connecting *at = connecting_of(task);
+
+		if (at) {
+			at->task = (__u64)task;
+			at->skaddr = (__u64)sk;
+		}
+	}
 	if (excluded(sk, tp, oldstate, newstate)) {
 		COUNT(c, filtered);
 		return;
@@ -461,6 +497,31 @@ int BPF_PROG(destroy_sock, struct sock *sk)
 	return 0;
 }
 
+/* The sock behind a descriptor of the current task, or NULL.
+ * Needs bpf_rdonly_cast (6.2), so that these too are direct loads. */
+static __always_inline const struct sock *sock_of_fd(struct task_struct *task, long fd)
+{
+	struct fdtable *fdt;
+	struct socket *socket;
+	struct inode *inode;
+	struct file *file;
+
+	if (!task->files)
+		return NULL;
+	fdt = task->files->fdt;
+	if (fd < 0 || fd >= fdt->max_fds)
+		return NULL;
+	file = (struct file *)CAST(struct hlist_head, (__u64)fdt->fd + fd * sizeof(void *))->first;
+	if (!file)
+		return NULL;
+	file = CAST(struct file, file);
+	inode = file->f_inode;
+	if ((inode->i_mode & S_IFMT) != S_IFSOCK || inode->i_sb->s_magic != SOCKFS_MAGIC)
+		return NULL;
+	socket = CAST(struct socket, file->private_data);
+	return socket->sk;
+}
+
 static __always_inline void emit_accept(const struct sock *sk, struct task_struct *task)
 {
 	struct counters *c;
@@ -493,31 +554,6 @@ int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
 	if (sk)
 		emit_accept(sk, bpf_get_current_task_btf());
 	return 0;
-}
-
-/* The TCP socket behind a descriptor of the current task, or NULL.
- * Needs bpf_rdonly_cast (6.2), so that these too are direct loads. */
-static __always_inline const struct sock *sock_of_fd(struct task_struct *task, long fd)
-{
-	struct fdtable *fdt;
-	struct socket *socket;
-	struct inode *inode;
-	struct file *file;
-
-	if (!task->files)
-		return NULL;
-	fdt = task->files->fdt;
-	if (fd < 0 || fd >= fdt->max_fds)
-		return NULL;
-	file = (struct file *)CAST(struct hlist_head, (__u64)fdt->fd + fd * sizeof(void *))->first;
-	if (!file)
-		return NULL;
-	file = CAST(struct file, file);
-	inode = file->f_inode;
-	if ((inode->i_mode & S_IFMT) != S_IFSOCK || inode->i_sb->s_magic != SOCKFS_MAGIC)
-		return NULL;
-	socket = CAST(struct socket, file->private_data);
-	return socket->sk;
 }
 
 /* Where trampolines (fexit) are refused. It runs at the end of every system
@@ -570,6 +606,339 @@ int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child
 		bpf_ringbuf_submit(e, submit_flags());
 	else /* of another PID namespace */
 		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* tw_timer_handler(), the function of a minisocket's timer. The first minisocket
+ * that dump_mini comes across shows its address, which no symbol does without
+ * CAP_SYSLOG. */
+__u64 tw_handler;
+
+/* Packets are watched too, so that an end without a packet that explains it has
+ * another reason. Written by the agent. */
+__u8 sees_packets;
+
+/* What a packet does to a minisocket, on this CPU. */
+struct packet {
+	__u64 twaddr; /* the minisocket that it was for; 0: none */
+	__u8 why;
+	__u8 tries;            /* timers that may be the one of a connection in place of ended */
+	struct timewait ended; /* by a packet, it seems */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+static __always_inline struct packet *packet(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&packets, &zero);
+}
+
+static __always_inline bool same_addr(const __u8 *a, const __u8 *b)
+{
+	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
+
+	return x[0] == y[0] && x[1] == y[1];
+}
+
+/* Reports whether a socket has the very ends that a minisocket has or had. */
+static __always_inline bool has_ends_of(const struct sock_common *skc, const struct timewait *tw)
+{
+	struct {
+		__u16 family, lport, rport, _pad;
+		__u8 laddr[16];
+		__u8 raddr[16];
+	} ends;
+
+	if (skc->skc_num != tw->lport || skc->skc_net.net->ns.inum != tw->ev.netns)
+		return false;
+	COPY_ENDS(&ends, skc);
+	return ends.rport == tw->rport && same_addr(ends.laddr, tw->laddr) && same_addr(ends.raddr, tw->raddr);
+}
+
+/* __inet_check_established() gives a socket in connect() its port before it lets
+ * go of the minisocket that had it. */
+static __always_inline bool makes_way_for_connect(const struct timewait *tw)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct connecting *at = connecting_of(task);
+	const struct sock *sk;
+
+	if (!bpf_rdonly_cast || !at || at->task != (__u64)task)
+		return false;
+	sk = CAST(struct sock, at->skaddr);
+	return sk->__sk_common.skc_state == TCP_SYN_SENT && has_ends_of(&sk->__sk_common, tw);
+}
+
+/* Reports whether the current task is in sendmsg() to NETLINK_SOCK_DIAG, as ss -K is
+ * when it kills a socket. */
+static __always_inline bool asks_sock_diag(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	const struct pt_regs *regs;
+	const struct sock *sk;
+	long fd;
+
+	if (!bpf_rdonly_cast || task->flags & PF_KTHREAD)
+		return false;
+	regs = (const struct pt_regs *)bpf_task_pt_regs(task);
+	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
+		if (((struct pt_regs___x86 *)regs)->orig_ax != 46)
+			return false;
+		fd = ((struct pt_regs___x86 *)regs)->di;
+	} else {
+		if (((struct pt_regs___arm64 *)regs)->syscallno != 211)
+			return false;
+		fd = ((struct pt_regs___arm64 *)regs)->regs[0];
+	}
+	sk = sock_of_fd(task, fd);
+	return sk && sk->__sk_common.skc_family == AF_NETLINK && sk->sk_protocol == NETLINK_SOCK_DIAG;
+}
+
+/* Reports whether the last reference to a network namespace is gone, and it is
+ * being cleared (cleanup_net). */
+static __always_inline bool is_over(const struct net *net)
+{
+	if (bpf_core_field_exists(struct ns_common___new, __ns_ref))
+		return !((const struct ns_common___new *)&net->ns)->__ns_ref.refs.counter;
+	return !net->ns.count.refs.counter;
+}
+
+static __always_inline bool excluded_timewait(const struct tcp_timewait_sock *tw)
+{
+	const struct sock_common *skc = &tw->tw_sk.__tw_common;
+
+	return (filter_netns && skc->skc_net.net->ns.inum != filter_netns) ||
+	       (filter_lport && !has_port(lports, skc->skc_num)) || excluded_peer(skc);
+}
+
+static __always_inline struct timewait *reserve_timewait(const struct tcp_timewait_sock *tw)
+{
+	const struct sock_common *skc = &tw->tw_sk.__tw_common;
+	struct timewait *e;
+
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		struct counters *c = counters();
+
+		COUNT(c, records_lost);
+		return NULL;
+	}
+	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
+	e->ev.skaddr = (__u64)tw;
+	e->ev.cookie = skc->skc_cookie.counter;
+	e->ev.netns = skc->skc_net.net->ns.inum;
+	e->ev.kind = EVENT_TIMEWAIT;
+	e->ev.oldstate = 0;
+	e->ev.newstate = tw->tw_sk.tw_substate;
+	e->ev.flags = 0;
+	COPY_ENDS(e, skc);
+	e->lport = skc->skc_num;
+	e->why = 0;
+	e->stamped = tw->tw_ts_recent_stamp != 0;
+	return e;
+}
+
+static __always_inline void timewait_begins(const struct tcp_timewait_sock *tw, __s64 ticks)
+{
+	struct timewait *e = reserve_timewait(tw);
+
+	if (!e)
+		return;
+	e->left_ns = ticks * (__s64)jiffy_ns;
+	bpf_ringbuf_submit(e, submit_flags());
+}
+
+static __always_inline __s64 ticks_left(const struct timer_list *timer)
+{
+	return timer->expires - bpf_jiffies64();
+}
+
+static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, struct packet *p)
+{
+	struct timewait *e;
+
+	if (excluded_timewait(tw))
+		return;
+	e = reserve_timewait(tw);
+	if (!e)
+		return;
+	e->ev.oldstate = e->ev.newstate;
+	e->ev.newstate = TCP_CLOSE;
+	e->left_ns = ticks_left(&tw->tw_sk.tw_timer) * (__s64)jiffy_ns;
+	if (p && p->twaddr == (__u64)tw) {
+		e->why = p->why;
+		p->twaddr = 0;
+	} else if (makes_way_for_connect(e)) {
+		e->why = TW_CONNECT;
+	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) || asks_sock_diag()) {
+		e->why = TW_KILLED;
+	} else {
+		e->why = sees_packets ? TW_OTHER : 0;
+		if (p) {
+			p->ended = *e;
+			p->tries = 4;
+		}
+	}
+	bpf_ringbuf_submit(e, submit_flags());
+}
+
+/* The first variant: what every minisocket goes through, from 5.10 to 6.18 under
+ * these names. */
+SEC("fentry/__inet_twsk_schedule")
+int BPF_PROG(timewait_schedule, struct inet_timewait_sock *tw, int timeo)
+{
+	if (!excluded_timewait((struct tcp_timewait_sock *)tw))
+		timewait_begins((struct tcp_timewait_sock *)tw, timeo);
+	return 0;
+}
+
+SEC("fentry/inet_twsk_kill")
+int BPF_PROG(timewait_kill, struct inet_timewait_sock *tw)
+{
+	timewait_ends((struct tcp_timewait_sock *)tw, packet());
+	return 0;
+}
+
+/* Its callers do what it returns, in the same softirq. The number of its arguments
+ * varies, so the result is asked for (5.17). */
+SEC("fexit/tcp_timewait_state_process")
+int BPF_PROG(timewait_packet, struct inet_timewait_sock *tw)
+{
+	struct packet *p;
+	__u64 status;
+
+	if (bpf_get_func_ret(ctx, &status))
+		return 0;
+	if ((__u32)status != TCP_TW_SYN && (__u32)status != TCP_TW_RST)
+		return 0;
+	p = packet();
+	if (p) {
+		p->twaddr = (__u64)tw;
+		p->why = (__u32)status == TCP_TW_SYN ? TW_SYN : TW_RESET;
+	}
+	return 0;
+}
+
+/* The second variant, where trampolines are refused: the tracepoints of all timers,
+ * of which those of minisockets are told by their function. They are run with the
+ * timer base locked and interrupts off, so that nothing comes in between. What they
+ * do not show is that a timer has been set anew if it stays in the same bucket of
+ * the wheel, two seconds wide at this distance: see look_timewait. */
+static __always_inline const struct tcp_timewait_sock *timewait_of(const struct timer_list *timer)
+{
+	return CAST(struct tcp_timewait_sock,
+		    (__u64)timer - bpf_core_field_offset(struct inet_timewait_sock, tw_timer));
+}
+
+SEC("tp_btf/timer_start")
+int BPF_PROG(timer_begins, struct timer_list *timer)
+{
+	const struct request_sock *req;
+	struct timewait *e;
+	struct packet *p;
+
+	if ((__u64)timer->function == tw_handler) {
+		if (!excluded_timewait(timewait_of(timer)))
+			timewait_begins(timewait_of(timer), ticks_left(timer));
+		return 0;
+	}
+	p = packet();
+	if (!p || !p->tries)
+		return 0;
+	/* A SYN that ends a minisocket becomes a request_sock, whose timer is the next
+	 * that is started (inet_csk_reqsk_queue_hash_add). */
+	p->tries--;
+	req = CAST(struct request_sock, (__u64)timer - bpf_core_field_offset(struct request_sock, rsk_timer));
+	if (req->__req_common.skc_state != TCP_NEW_SYN_RECV || !has_ends_of(&req->__req_common, &p->ended))
+		return 0;
+	p->tries = 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (e) {
+		*e = p->ended;
+		e->why = TW_SYN;
+		bpf_ringbuf_submit(e, submit_flags());
+	} else {
+		struct counters *c = counters();
+
+		COUNT(c, records_lost);
+	}
+	return 0;
+}
+
+SEC("tp_btf/timer_cancel")
+int BPF_PROG(timer_ends, struct timer_list *timer)
+{
+	if ((__u64)timer->function == tw_handler)
+		timewait_ends(timewait_of(timer), packet());
+	return 0;
+}
+
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(timer_reset, const struct sock *sk)
+{
+	struct packet *p = packet();
+
+	/* The tracepoint speaks of minisockets since 6.10, and has had reasons since
+	 * then. Where there are none, this cannot be relocated and is refused. */
+	if (p && bpf_core_enum_value(enum sk_rst_reason, SK_RST_REASON_NOT_SPECIFIED) != TCP_CLOSE) {
+		p->twaddr = (__u64)sk;
+		p->why = TW_RESET;
+	}
+	return 0;
+}
+
+/* Minisockets in FIN_WAIT2 for the agent to look at. */
+#define LOOKS 256
+
+struct looks {
+	__u32 n;
+	__u32 _pad;
+	struct {
+		__u64 twaddr;
+		__u64 cookie;
+	} at[LOOKS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct looks);
+} looks SEC(".maps");
+
+static long look(__u32 i, struct looks **at)
+{
+	const struct tcp_timewait_sock *tw;
+	struct looks *l = *at;
+	__u64 cookie;
+
+	if (i >= LOOKS || i >= l->n)
+		return 1;
+	tw = CAST(struct tcp_timewait_sock, l->at[i].twaddr);
+	cookie = l->at[i].cookie;
+	/* The memory may be another's by now, or nobody's: that is no harm to read, and
+	 * the cookie is nobody else's. */
+	if (tw->tw_sk.tw_substate == TCP_TIME_WAIT && (__u64)tw->tw_sk.tw_timer.function == tw_handler &&
+	    (__u64)tw->tw_sk.__tw_common.skc_cookie.counter == cookie)
+		timewait_begins(tw, ticks_left(&tw->tw_sk.tw_timer));
+	return 0;
+}
+
+SEC("syscall")
+int look_timewait(void *ctx)
+{
+	__u32 zero = 0;
+	struct looks *l = bpf_map_lookup_elem(&looks, &zero);
+
+	if (l)
+		bpf_loop(LOOKS, look, &l, 0);
 	return 0;
 }
 
@@ -626,6 +995,7 @@ static __always_inline void write_row(struct seq_file *seq, const struct sock *s
 	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - tp->lsndtime) * jiffy_ns;
 	row.queued = tp->write_seq - tp->snd_una;
 	row.kernel = BPF_CORE_READ_BITFIELD(sk, sk_kern_sock);
+	row.guarded = (sk->__sk_common.skc_flags & (1UL << SOCK_KEEPOPEN)) || tp->inet_conn.icsk_user_timeout;
 	bpf_seq_write(seq, &row, sizeof(row));
 }
 
@@ -682,6 +1052,11 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 	struct socket_row row = {};
 	__u8 state;
 
+	if (skc->skc_state == TCP_TIME_WAIT && !tw_handler) {
+		tw = (struct tcp_timewait_sock *)bpf_skc_to_tcp_timewait_sock((void *)skc);
+		if (tw)
+			tw_handler = (__u64)tw->tw_sk.tw_timer.function;
+	}
 	if (!is_wanted(skc) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
 		return;
 	if (skc->skc_state == TCP_NEW_SYN_RECV) {
@@ -691,6 +1066,7 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 		if (!tw)
 			return;
 		state = tw->tw_sk.tw_substate;
+		row.stamped = tw->tw_ts_recent_stamp != 0;
 		if (tw->tw_sk.tw_timer.expires > now)
 			row.expires_ns = (tw->tw_sk.tw_timer.expires - now) * jiffy_ns;
 	}
@@ -701,7 +1077,7 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 	row.tr.ev.kind = EVENT_SOCKET;
 	row.tr.ev.oldstate = state;
 	row.tr.ev.newstate = state;
-	copy_ends(&row.tr, skc);
+	COPY_ENDS(&row.tr, skc);
 	row.tr.lport = skc->skc_num;
 	row.fd = -1;
 	row.mini = 1;

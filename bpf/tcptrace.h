@@ -15,6 +15,7 @@ enum event_kind {
 	EVENT_ACCEPT = 3,     /* struct accept */
 	EVENT_SOCKET = 4,     /* struct socket_row: found by an iterator */
 	EVENT_FORK = 5,       /* struct process */
+	EVENT_TIMEWAIT = 6,   /* struct timewait */
 };
 
 enum event_flags {
@@ -55,7 +56,7 @@ struct transition {
 	__u16 lport; /* host order; 0: not chosen yet */
 	__u16 rport;
 	__u8 shutdown; /* sk_shutdown: 1 RCV, 2 SEND */
-	__u8 _pad;
+	__u8 linger2;  /* TCP_LINGER2 < 0: no FIN_WAIT2 without a process */
 	__u8 laddr[16];
 	__u8 raddr[16];
 	__u64 listener; /* LISTEN -> SYN_RECV: the listener's cookie */
@@ -85,8 +86,35 @@ struct socket_row {
 		       * said here is 0 */
 	__u8 thread;  /* the descriptor is of a thread that shares none with the thread group's leader */
 	__u8 fresh;   /* never was connected */
-	__u8 _pad[4];
-	__u64 expires_ns; /* of a TIME_WAIT minisocket: until its timer ends it */
+	__u8 guarded; /* SO_KEEPALIVE or TCP_USER_TIMEOUT: a peer that is gone will be noticed */
+	__u8 stamped; /* of a minisocket: see struct timewait */
+	__u8 _pad[2];
+	__u64 expires_ns; /* of a minisocket: until its timer ends it */
+};
+
+enum timewait_why {
+	TW_CONNECT = 1, /* it makes way for a connect() from the same port (tcp_tw_reuse) */
+	TW_SYN = 2,     /* a new SYN of its peer gets a connection */
+	TW_RESET = 3,   /* what its peer has sent was answered with a reset */
+	TW_KILLED = 4,  /* by ss -K (SOCK_DESTROY), or with its network namespace */
+	TW_OTHER = 5,   /* none of these: its time is up, or a reset has come */
+};
+
+/* A minisocket begins or its timer is set anew (newstate: its tw_substate,
+ * TIME_WAIT or FIN_WAIT2), or it ends (newstate CLOSE; oldstate: tw_substate).
+ * An end by timer_cancel may be followed by a beginning of the same minisocket:
+ * then it was none. One whose cause is known only afterwards comes again, with
+ * the cause. ev.skaddr is the minisocket's address. */
+struct timewait {
+	struct event ev;
+	__s64 left_ns; /* until its timer ends it, in jiffies; not positive: it may */
+	__u16 family;
+	__u16 lport;
+	__u16 rport;
+	__u8 why;     /* of an end; 0: not known */
+	__u8 stamped; /* the peer sends timestamps: tcp_tw_reuse may apply */
+	__u8 laddr[16];
+	__u8 raddr[16];
 };
 
 struct process {
@@ -103,5 +131,6 @@ _Static_assert(__builtin_offsetof(struct transition, listener) == 96, "wire");
 _Static_assert(sizeof(struct accept) == 56, "wire");
 _Static_assert(sizeof(struct socket_row) == 168, "wire");
 _Static_assert(sizeof(struct process) == 80, "wire");
+_Static_assert(sizeof(struct timewait) == 80, "wire");
 
 #endif

@@ -43,6 +43,7 @@ type flags struct {
 	btf                                  name
 	verbose                              bool
 	snapshot                             bool
+	timeWait                             bool
 	given                                func(flag string) bool
 }
 
@@ -112,6 +113,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	if !snapshot {
 		fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often (no effect yet: summaries are to come)")
 		fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
+		fs.BoolVar(&f.timeWait, "time-wait", true, "trace TIME_WAIT, and FIN_WAIT2 without a process; with =false, FIN_WAIT2 -> CLOSE is all that is seen of them")
 		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
 		fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
 		fs.StringVar(&f.ringSize, "ring-size", defaultRing, "ring buffer `BYTES`, a power of two, K and M allowed")
@@ -132,6 +134,7 @@ type config struct {
 	closeWaitGiven bool
 	text           bool
 	snapshot       bool
+	timeWait       bool
 	duration       time.Duration
 	record         string
 	replay         string
@@ -158,7 +161,7 @@ var (
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		snapshot: f.snapshot, closeWaitAfter: f.closeWaitAfter,
+		snapshot: f.snapshot, timeWait: f.timeWait, closeWaitAfter: f.closeWaitAfter,
 		closeWaitGiven: f.given("close-wait-after"), duration: f.duration, record: string(f.record), replay: string(f.replay),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,7 +73,7 @@ func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 		return nil, fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE", btfFile, errors.Unwrap(err))
 	}
 	kernel, err := probe.Open(probe.Config{
-		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot,
+		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot, TimeWait: cfg.timeWait,
 	})
 	if err != nil {
 		log.Debug("refused", zap.Error(err))
@@ -324,6 +325,9 @@ func (r *runner) loop(ctx context.Context) error {
 			if err := r.clock(); err != nil {
 				return err
 			}
+			if err := r.look(); err != nil {
+				return err
+			}
 			if r.pipe.out.broken() {
 				return nil
 			}
@@ -359,6 +363,16 @@ func (r *runner) clock() error {
 		r.wall = wall
 	}
 	return r.sink.Clock(ktime, r.wall)
+}
+
+// look looks at minisockets that may have gone on without an event.
+func (r *runner) look() error {
+	for at := range slices.Chunk(r.pipe.tracker.Looks(), probe.MaxLooks) {
+		if err := r.kernel.Look(at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *runner) books() error {

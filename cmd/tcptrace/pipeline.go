@@ -110,6 +110,9 @@ func (p *pipeline) Books(b events.Books) error {
 // Probe implements recording.Sink.
 func (p *pipeline) Probe(facility, variant string) error {
 	p.probes = append(p.probes, aggregate.Probe{Facility: facility, Variant: variant})
+	if facility == "time_wait" && variant != "" {
+		p.tracker.SeesMinisockets(variant == "timer")
+	}
 	return nil
 }
 

@@ -212,7 +212,11 @@ func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
 	b = appendName(b, t.New.String())
 	b = append(b, `,"dwell_ms":`...)
 	b = appendMs(b, t.Dwell)
-	b = append(b, `,"source":"tracepoint"`...)
+	if t.Mini {
+		b = append(b, `,"source":"timewait"`...)
+	} else {
+		b = append(b, `,"source":"tracepoint"`...)
+	}
 	b = appendContainer(b, t.Container)
 	return appendMarks(b, t.Gap, t.Unprinted)
 }
@@ -262,7 +266,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	b = appendName(b, c.End.String())
 	b = append(b, `,"close_call":`...)
 	b = appendName(b, c.CloseCall.String())
-	if c.Ended {
+	if c.Payload {
 		b = append(b, `,"sent_bytes":`...)
 		b = strconv.AppendUint(b, c.Sent, 10)
 		b = append(b, `,"received_bytes":`...)
@@ -270,7 +274,8 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	} else {
 		b = append(b, `,"sent_bytes":null,"received_bytes":null`...)
 	}
-	b = append(b, `,"time_wait_end":null`...)
+	b = append(b, `,"time_wait_end":`...)
+	b = appendName(b, c.TimeWaitEnd.String())
 	b = appendContainer(b, c.Container)
 	return appendMarks(b, c.Gap, c.Unprinted)
 }

@@ -32,6 +32,7 @@ type Config struct {
 	Filter    *aggregate.Filter // what can be decided in the kernel is
 	RingBytes int               // a power of two and a multiple of the page size
 	Snapshot  bool              // only scan: no transition is traced
+	TimeWait  bool              // trace minisockets: TIME_WAIT, and FIN_WAIT2 without a process
 	BTF       string            // file with the kernel's types; "": the kernel's own
 }
 
@@ -54,10 +55,11 @@ type Probe struct {
 	variants []Variant
 
 	setState *ebpf.Program
-	tcp      *link.Iter // nil if refused
-	files    *link.Iter // nil if refused
-	skipped  uint64     // runs of set_state, at the last Books
-	netns    uint32     // the only one to look into; 0: all
+	look     *ebpf.Program // nil where nothing has to be looked at
+	tcp      *link.Iter    // nil if refused
+	files    *link.Iter    // nil if refused
+	skipped  uint64        // runs of set_state, at the last Books
+	netns    uint32        // the only one to look into; 0: all
 	home     home
 	paths    map[uint32]string // by which network namespaces were entered last, by inode number
 }
@@ -111,11 +113,16 @@ func (p *Probe) open(l *loader, cfg Config) error {
 
 	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
 	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
-	p.trace(l, "processes", variant{name: "tp_btf", prog: tcptraceProgProcessFork})
+	p.trace(l, "processes", variant{name: "tp_btf", progs: []string{tcptraceProgProcessFork}})
 	p.trace(l, "accept",
-		variant{name: "fexit", prog: tcptraceProgAcceptExit, refuse: ftraceDisabled},
-		variant{name: "sys_exit", prog: tcptraceProgAcceptSyscall})
-	p.trace(l, "destroy", variant{name: "tp_btf", prog: tcptraceProgDestroySock})
+		variant{name: "fexit", progs: []string{tcptraceProgAcceptExit}, refuse: ftraceDisabled},
+		variant{name: "sys_exit", progs: []string{tcptraceProgAcceptSyscall}})
+	p.trace(l, "destroy", variant{name: "tp_btf", progs: []string{tcptraceProgDestroySock}})
+	if cfg.TimeWait {
+		if err := p.traceTimeWait(l); err != nil {
+			return err
+		}
+	}
 
 	// Last, so that no transition comes before what explains it can; and
 	// set_state before set_state_nested, which relies on that order. They are
@@ -159,10 +166,11 @@ func (p *Probe) openScans(l *loader) error {
 	return nil
 }
 
-// variant is one way to provide a facility.
+// variant is one way to provide a facility: by programs that are all needed.
 type variant struct {
-	name, prog string
-	refuse     func() error // why it would not work though the kernel takes it; may be nil
+	name   string
+	progs  []string
+	refuse func() error // why it would not work though the kernel takes it; may be nil
 }
 
 // ftraceDisabled says that the hooks of functions are attached in vain.
@@ -174,8 +182,9 @@ func ftraceDisabled() error {
 	return nil // or a kernel without the sysctl
 }
 
-// trace attaches the first variant that the kernel takes.
-func (p *Probe) trace(l *loader, facility string, ways ...variant) {
+// trace attaches the first variant that the kernel takes, and returns its name; "" if
+// it takes none.
+func (p *Probe) trace(l *loader, facility string, ways ...variant) string {
 	v := Variant{Facility: facility}
 	for _, w := range ways {
 		var err error
@@ -183,7 +192,7 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) {
 			err = w.refuse()
 		}
 		if err == nil {
-			err = p.loadAndAttach(l, w.prog)
+			err = p.loadAndAttach(l, w.progs)
 		}
 		if err == nil {
 			v.Name = w.name
@@ -192,18 +201,36 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) {
 		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))
 	}
 	p.variants = append(p.variants, v)
+	return v.Name
 }
 
-func (p *Probe) loadAndAttach(l *loader, name string) error {
-	coll, err := l.load(name)
-	if err != nil {
-		return err
+// loadAndAttach attaches all of the programs or none.
+func (p *Probe) loadAndAttach(l *loader, names []string) (failed error) {
+	links, others := len(p.links), len(p.others)
+	defer func() {
+		if failed == nil {
+			return
+		}
+		for _, lnk := range p.links[links:] {
+			_ = lnk.Close()
+		}
+		for _, coll := range p.others[others:] {
+			coll.Close()
+		}
+		p.links, p.others = p.links[:links], p.others[:others]
+	}()
+	for _, name := range names {
+		coll, err := l.load(name)
+		if err != nil {
+			return err
+		}
+		p.others = append(p.others, coll)
 	}
-	if err := p.attach(coll.Programs[name]); err != nil {
-		coll.Close()
-		return err
+	for k, name := range names {
+		if err := p.attach(p.others[others+k].Programs[name]); err != nil {
+			return err
+		}
 	}
-	p.others = append(p.others, coll)
 	return nil
 }
 

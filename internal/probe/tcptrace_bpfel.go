@@ -24,6 +24,12 @@ type tcptraceAccept struct {
 	}
 }
 
+type tcptraceConnecting struct {
+	_      structs.HostLayout
+	Task   uint64
+	Skaddr uint64
+}
+
 type tcptraceCounters struct {
 	_           structs.HostLayout
 	Seen        uint64
@@ -49,6 +55,26 @@ type tcptraceLast struct {
 	_      structs.HostLayout
 	Skaddr uint64
 	States uint64
+}
+
+type tcptraceLooks struct {
+	_   structs.HostLayout
+	N   uint32
+	Pad uint32
+	At  [256]struct {
+		_      structs.HostLayout
+		Twaddr uint64
+		Cookie uint64
+	}
+}
+
+type tcptracePacket struct {
+	_      structs.HostLayout
+	Twaddr uint64
+	Why    uint8
+	Tries  uint8
+	_      [6]byte
+	Ended  tcptraceTimewait
 }
 
 type tcptraceProcess struct {
@@ -85,8 +111,23 @@ type tcptraceSocketRow struct {
 	Mini      uint8
 	Thread    uint8
 	Fresh     uint8
-	Pad       [4]uint8
+	Guarded   uint8
+	Stamped   uint8
+	Pad       [2]uint8
 	ExpiresNs uint64
+}
+
+type tcptraceTimewait struct {
+	_       structs.HostLayout
+	Ev      tcptraceEvent
+	LeftNs  int64
+	Family  uint16
+	Lport   uint16
+	Rport   uint16
+	Why     uint8
+	Stamped uint8
+	Laddr   [16]uint8
+	Raddr   [16]uint8
 }
 
 type tcptraceTransition struct {
@@ -102,7 +143,7 @@ type tcptraceTransition struct {
 	Lport    uint16
 	Rport    uint16
 	Shutdown uint8
-	Pad      uint8
+	Linger2  uint8
 	Laddr    [16]uint8
 	Raddr    [16]uint8
 	Listener uint64
@@ -116,36 +157,49 @@ type tcptraceTransition struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcptraceMapCounts           = "counts"
-	tcptraceMapEvents           = "events"
-	tcptraceMapLastSeen         = "last_seen"
-	tcptraceMapListenerOf       = "listener_of"
-	tcptraceMapRemotes          = "remotes"
-	tcptraceMapWanted           = "wanted"
-	tcptraceProgAcceptExit      = "accept_exit"
-	tcptraceProgAcceptSyscall   = "accept_syscall"
-	tcptraceProgDestroySock     = "destroy_sock"
-	tcptraceProgDumpFiles       = "dump_files"
-	tcptraceProgDumpTcp         = "dump_tcp"
-	tcptraceProgProcessFork     = "process_fork"
-	tcptraceProgSetState        = "set_state"
-	tcptraceProgSetStateNested  = "set_state_nested"
-	tcptraceVarFilterFamily     = "filter_family"
-	tcptraceVarFilterLport      = "filter_lport"
-	tcptraceVarFilterNetns      = "filter_netns"
-	tcptraceVarFilterRemote     = "filter_remote"
-	tcptraceVarFilterRport      = "filter_rport"
-	tcptraceVarJiffyNs          = "jiffy_ns"
-	tcptraceVarLports           = "lports"
-	tcptraceVarPidnsInum        = "pidns_inum"
-	tcptraceVarRports           = "rports"
-	tcptraceVarSelfPid          = "self_pid"
-	tcptraceVarUnusedAccept     = "unused_accept"
-	tcptraceVarUnusedEvent      = "unused_event"
-	tcptraceVarUnusedProcess    = "unused_process"
-	tcptraceVarUnusedSocketRow  = "unused_socket_row"
-	tcptraceVarUnusedTransition = "unused_transition"
-	tcptraceVarWakeupBytes      = "wakeup_bytes"
+	tcptraceMapConnecting        = "connecting"
+	tcptraceMapCounts            = "counts"
+	tcptraceMapEvents            = "events"
+	tcptraceMapLastSeen          = "last_seen"
+	tcptraceMapListenerOf        = "listener_of"
+	tcptraceMapLooks             = "looks"
+	tcptraceMapPackets           = "packets"
+	tcptraceMapRemotes           = "remotes"
+	tcptraceMapWanted            = "wanted"
+	tcptraceProgAcceptExit       = "accept_exit"
+	tcptraceProgAcceptSyscall    = "accept_syscall"
+	tcptraceProgDestroySock      = "destroy_sock"
+	tcptraceProgDumpFiles        = "dump_files"
+	tcptraceProgDumpTcp          = "dump_tcp"
+	tcptraceProgLookTimewait     = "look_timewait"
+	tcptraceProgProcessFork      = "process_fork"
+	tcptraceProgSetState         = "set_state"
+	tcptraceProgSetStateNested   = "set_state_nested"
+	tcptraceProgTimerBegins      = "timer_begins"
+	tcptraceProgTimerEnds        = "timer_ends"
+	tcptraceProgTimerReset       = "timer_reset"
+	tcptraceProgTimewaitKill     = "timewait_kill"
+	tcptraceProgTimewaitPacket   = "timewait_packet"
+	tcptraceProgTimewaitSchedule = "timewait_schedule"
+	tcptraceVarFilterFamily      = "filter_family"
+	tcptraceVarFilterLport       = "filter_lport"
+	tcptraceVarFilterNetns       = "filter_netns"
+	tcptraceVarFilterRemote      = "filter_remote"
+	tcptraceVarFilterRport       = "filter_rport"
+	tcptraceVarJiffyNs           = "jiffy_ns"
+	tcptraceVarLports            = "lports"
+	tcptraceVarPidnsInum         = "pidns_inum"
+	tcptraceVarRports            = "rports"
+	tcptraceVarSeesPackets       = "sees_packets"
+	tcptraceVarSelfPid           = "self_pid"
+	tcptraceVarTwHandler         = "tw_handler"
+	tcptraceVarUnusedAccept      = "unused_accept"
+	tcptraceVarUnusedEvent       = "unused_event"
+	tcptraceVarUnusedProcess     = "unused_process"
+	tcptraceVarUnusedSocketRow   = "unused_socket_row"
+	tcptraceVarUnusedTimewait    = "unused_timewait"
+	tcptraceVarUnusedTransition  = "unused_transition"
+	tcptraceVarWakeupBytes       = "wakeup_bytes"
 )
 
 // loadTcptrace returns the embedded CollectionSpec for tcptrace.
@@ -190,24 +244,34 @@ type tcptraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceProgramSpecs struct {
-	AcceptExit     *ebpf.ProgramSpec `ebpf:"accept_exit"`
-	AcceptSyscall  *ebpf.ProgramSpec `ebpf:"accept_syscall"`
-	DestroySock    *ebpf.ProgramSpec `ebpf:"destroy_sock"`
-	DumpFiles      *ebpf.ProgramSpec `ebpf:"dump_files"`
-	DumpTcp        *ebpf.ProgramSpec `ebpf:"dump_tcp"`
-	ProcessFork    *ebpf.ProgramSpec `ebpf:"process_fork"`
-	SetState       *ebpf.ProgramSpec `ebpf:"set_state"`
-	SetStateNested *ebpf.ProgramSpec `ebpf:"set_state_nested"`
+	AcceptExit       *ebpf.ProgramSpec `ebpf:"accept_exit"`
+	AcceptSyscall    *ebpf.ProgramSpec `ebpf:"accept_syscall"`
+	DestroySock      *ebpf.ProgramSpec `ebpf:"destroy_sock"`
+	DumpFiles        *ebpf.ProgramSpec `ebpf:"dump_files"`
+	DumpTcp          *ebpf.ProgramSpec `ebpf:"dump_tcp"`
+	LookTimewait     *ebpf.ProgramSpec `ebpf:"look_timewait"`
+	ProcessFork      *ebpf.ProgramSpec `ebpf:"process_fork"`
+	SetState         *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateNested   *ebpf.ProgramSpec `ebpf:"set_state_nested"`
+	TimerBegins      *ebpf.ProgramSpec `ebpf:"timer_begins"`
+	TimerEnds        *ebpf.ProgramSpec `ebpf:"timer_ends"`
+	TimerReset       *ebpf.ProgramSpec `ebpf:"timer_reset"`
+	TimewaitKill     *ebpf.ProgramSpec `ebpf:"timewait_kill"`
+	TimewaitPacket   *ebpf.ProgramSpec `ebpf:"timewait_packet"`
+	TimewaitSchedule *ebpf.ProgramSpec `ebpf:"timewait_schedule"`
 }
 
 // tcptraceMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceMapSpecs struct {
+	Connecting *ebpf.MapSpec `ebpf:"connecting"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	LastSeen   *ebpf.MapSpec `ebpf:"last_seen"`
 	ListenerOf *ebpf.MapSpec `ebpf:"listener_of"`
+	Looks      *ebpf.MapSpec `ebpf:"looks"`
+	Packets    *ebpf.MapSpec `ebpf:"packets"`
 	Remotes    *ebpf.MapSpec `ebpf:"remotes"`
 	Wanted     *ebpf.MapSpec `ebpf:"wanted"`
 }
@@ -225,11 +289,14 @@ type tcptraceVariableSpecs struct {
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
 	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
 	Rports           *ebpf.VariableSpec `ebpf:"rports"`
+	SeesPackets      *ebpf.VariableSpec `ebpf:"sees_packets"`
 	SelfPid          *ebpf.VariableSpec `ebpf:"self_pid"`
+	TwHandler        *ebpf.VariableSpec `ebpf:"tw_handler"`
 	UnusedAccept     *ebpf.VariableSpec `ebpf:"unused_accept"`
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.VariableSpec `ebpf:"unused_socket_row"`
+	UnusedTimewait   *ebpf.VariableSpec `ebpf:"unused_timewait"`
 	UnusedTransition *ebpf.VariableSpec `ebpf:"unused_transition"`
 	WakeupBytes      *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
 }
@@ -254,20 +321,26 @@ func (o *tcptraceObjects) Close() error {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceMaps struct {
+	Connecting *ebpf.Map `ebpf:"connecting"`
 	Counts     *ebpf.Map `ebpf:"counts"`
 	Events     *ebpf.Map `ebpf:"events"`
 	LastSeen   *ebpf.Map `ebpf:"last_seen"`
 	ListenerOf *ebpf.Map `ebpf:"listener_of"`
+	Looks      *ebpf.Map `ebpf:"looks"`
+	Packets    *ebpf.Map `ebpf:"packets"`
 	Remotes    *ebpf.Map `ebpf:"remotes"`
 	Wanted     *ebpf.Map `ebpf:"wanted"`
 }
 
 func (m *tcptraceMaps) Close() error {
 	return _TcptraceClose(
+		m.Connecting,
 		m.Counts,
 		m.Events,
 		m.LastSeen,
 		m.ListenerOf,
+		m.Looks,
+		m.Packets,
 		m.Remotes,
 		m.Wanted,
 	)
@@ -286,11 +359,14 @@ type tcptraceVariables struct {
 	Lports           *ebpf.Variable `ebpf:"lports"`
 	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
 	Rports           *ebpf.Variable `ebpf:"rports"`
+	SeesPackets      *ebpf.Variable `ebpf:"sees_packets"`
 	SelfPid          *ebpf.Variable `ebpf:"self_pid"`
+	TwHandler        *ebpf.Variable `ebpf:"tw_handler"`
 	UnusedAccept     *ebpf.Variable `ebpf:"unused_accept"`
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.Variable `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.Variable `ebpf:"unused_socket_row"`
+	UnusedTimewait   *ebpf.Variable `ebpf:"unused_timewait"`
 	UnusedTransition *ebpf.Variable `ebpf:"unused_transition"`
 	WakeupBytes      *ebpf.Variable `ebpf:"wakeup_bytes"`
 }
@@ -299,14 +375,21 @@ type tcptraceVariables struct {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptracePrograms struct {
-	AcceptExit     *ebpf.Program `ebpf:"accept_exit"`
-	AcceptSyscall  *ebpf.Program `ebpf:"accept_syscall"`
-	DestroySock    *ebpf.Program `ebpf:"destroy_sock"`
-	DumpFiles      *ebpf.Program `ebpf:"dump_files"`
-	DumpTcp        *ebpf.Program `ebpf:"dump_tcp"`
-	ProcessFork    *ebpf.Program `ebpf:"process_fork"`
-	SetState       *ebpf.Program `ebpf:"set_state"`
-	SetStateNested *ebpf.Program `ebpf:"set_state_nested"`
+	AcceptExit       *ebpf.Program `ebpf:"accept_exit"`
+	AcceptSyscall    *ebpf.Program `ebpf:"accept_syscall"`
+	DestroySock      *ebpf.Program `ebpf:"destroy_sock"`
+	DumpFiles        *ebpf.Program `ebpf:"dump_files"`
+	DumpTcp          *ebpf.Program `ebpf:"dump_tcp"`
+	LookTimewait     *ebpf.Program `ebpf:"look_timewait"`
+	ProcessFork      *ebpf.Program `ebpf:"process_fork"`
+	SetState         *ebpf.Program `ebpf:"set_state"`
+	SetStateNested   *ebpf.Program `ebpf:"set_state_nested"`
+	TimerBegins      *ebpf.Program `ebpf:"timer_begins"`
+	TimerEnds        *ebpf.Program `ebpf:"timer_ends"`
+	TimerReset       *ebpf.Program `ebpf:"timer_reset"`
+	TimewaitKill     *ebpf.Program `ebpf:"timewait_kill"`
+	TimewaitPacket   *ebpf.Program `ebpf:"timewait_packet"`
+	TimewaitSchedule *ebpf.Program `ebpf:"timewait_schedule"`
 }
 
 func (p *tcptracePrograms) Close() error {
@@ -316,9 +399,16 @@ func (p *tcptracePrograms) Close() error {
 		p.DestroySock,
 		p.DumpFiles,
 		p.DumpTcp,
+		p.LookTimewait,
 		p.ProcessFork,
 		p.SetState,
 		p.SetStateNested,
+		p.TimerBegins,
+		p.TimerEnds,
+		p.TimerReset,
+		p.TimewaitKill,
+		p.TimewaitPacket,
+		p.TimewaitSchedule,
 	)
 }
 

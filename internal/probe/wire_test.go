@@ -57,7 +57,7 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 	row := tcptraceSocketRow{Tr: wireTransition(4), QuietNs: 1<<45 + 18, UnsentNs: 1<<46 + 19, Fd: 20, Queued: 21, Kernel: 1, Mini: 1, Thread: 1, Fresh: 1, ExpiresNs: 1<<47 + 22}
 	decodedRow := decodedTransition(events.Socket)
 	decodedRow.Quiet, decodedRow.Unsent, decodedRow.Fd = 1<<45+18, 1<<46+19, 20
-	decodedRow.Queued, decodedRow.Kernel, decodedRow.Mini, decodedRow.Expires = 21, true, true, 1<<47+22
+	decodedRow.Queued, decodedRow.Kernel, decodedRow.Mini, decodedRow.Left = 21, true, true, 1<<47+22
 	decodedRow.Thread, decodedRow.Fresh = true, true
 
 	var process tcptraceProcess

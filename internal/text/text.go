@@ -104,7 +104,10 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	if c.Start != 0 && c.Ended {
 		b = fmt.Appendf(b, " %s ms", ms(time.Duration(max(c.Ktime, c.Start)-c.Start)))
 	}
-	if c.Ended {
+	if c.TimeWaitEnd != aggregate.TimeWaitEndUnknown {
+		b = fmt.Appendf(b, " time_wait_end=%s", c.TimeWaitEnd)
+	}
+	if c.Payload {
 		b = fmt.Appendf(b, " sent=%d received=%d", c.Sent, c.Received)
 	}
 	return appendMarks(b, c.Gap, c.Unprinted)

@@ -93,8 +93,11 @@ func endOf(ev *events.Event) End {
 			return EndFin
 		}
 		if ev.Flags&events.Dead != 0 {
-			// A FIN_WAIT2 minisocket took over, or TCP_LINGER2 < 0 cut it
-			// short: the socket's fields do not tell (tcp_rcv_state_process).
+			if ev.Linger2 {
+				return EndResetSent // tcp_rcv_state_process(), __tcp_close()
+			}
+			// There was no place for a minisocket (tcp_max_tw_buckets), or data came
+			// for an orphan; or a minisocket took over, and these are not seen.
 			return EndUnknown
 		}
 	}
@@ -115,10 +118,10 @@ func endOf(ev *events.Event) End {
 	return EndUnknown
 }
 
-// handedOver reports whether the connection may live on in a FIN_WAIT2
-// minisocket after this transition to CLOSE (tcp_time_wait): its time in
-// FIN_WAIT2 has then not ended.
-func handedOver(ev *events.Event) bool {
+// mayBeHandedOver reports whether the connection may live on in a FIN_WAIT2
+// minisocket after this transition to CLOSE (tcp_time_wait), where these are not
+// seen: its time in FIN_WAIT2 has then not ended.
+func mayBeHandedOver(ev *events.Event) bool {
 	return ev.Old == events.FinWait2 && ev.New == events.Close && ev.Err == 0 &&
 		ev.Flags&(events.Done|events.Dead) == events.Dead
 }

@@ -34,7 +34,7 @@ type conn struct {
 	gap       bool // a transition was missed since the last one that was reported
 	missed    bool // a transition was missed
 	unprinted uint32
-	free      uint32 // next in the free list, when unused
+	handed    bool // a minisocket has taken over
 
 	// What the scans say.
 	quiet    uint64 // when it was found: at least so long in its state
@@ -100,53 +100,4 @@ func (c *conn) learn(ev *events.Event) {
 // listener looks like IPv6. The next transition, microseconds later, tells.
 func (c *conn) unnamed() bool {
 	return c.state == events.SynRecv && c.lastOld == events.Listen && c.Rport == 0
-}
-
-// table holds the conns and finds them by the address of their struct sock.
-// It grows by chunks, so that growing never copies, and its memory is that of
-// the most that were alive at once.
-type table struct {
-	bySk   map[uint64]uint32
-	chunks []*[chunkLen]conn
-	used   uint32 // conns ever handed out; number 0 never is
-	free   uint32 // head of the free list; 0: empty
-	max    int
-}
-
-const chunkLen = 1024
-
-func newTable(limit int) table {
-	return table{bySk: map[uint64]uint32{}, used: 1, max: limit}
-}
-
-func (t *table) at(i uint32) *conn { return &t.chunks[i/chunkLen][i%chunkLen] }
-
-// find returns 0 if the socket is not in the table.
-func (t *table) find(skaddr uint64) uint32 { return t.bySk[skaddr] }
-
-// add returns 0 if the table is full.
-func (t *table) add(skaddr uint64) uint32 {
-	if len(t.bySk) >= t.max {
-		return 0
-	}
-	i := t.free
-	if i != 0 {
-		t.free = t.at(i).free
-	} else {
-		i = t.used
-		t.used++
-		if int(i/chunkLen) == len(t.chunks) {
-			t.chunks = append(t.chunks, new([chunkLen]conn))
-		}
-	}
-	*t.at(i) = conn{skaddr: skaddr}
-	t.bySk[skaddr] = i
-	return i
-}
-
-func (t *table) remove(i uint32) {
-	c := t.at(i)
-	delete(t.bySk, c.skaddr)
-	*c = conn{free: t.free}
-	t.free = i
 }

@@ -121,6 +121,7 @@ func (t *Tracker) Tick(ktime uint64) {
 			t.wantOwners = true
 		}
 	})
+	t.tickMinis(ktime)
 	t.expireSuspects()
 	t.report()
 }
@@ -130,7 +131,7 @@ func (t *Tracker) Tick(ktime uint64) {
 func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)) []waiter {
 	n := 0
 	for ; n < len(ws) && ktime >= ws[n].ktime+after; n++ {
-		i := t.table.find(ws[n].skaddr)
+		i := t.table.find(ws[n].addr)
 		// Another socket may have the address by now. It began later.
 		if i != 0 && t.table.at(i).start <= ws[n].ktime {
 			f(i, t.table.at(i))

@@ -174,26 +174,52 @@ func (t *Tracker) row(ev *events.Event) {
 	t.decide(i)
 }
 
-// TCP_TIMEWAIT_LEN (include/net/tcp.h); and what the jiffies at both ends of the
-// time may differ from it.
-const (
-	timeWait = 60 * time.Second
-	ticks    = 20 * time.Millisecond
-)
+// What the jiffies at both ends of a time may differ from it.
+const ticks = 20 * time.Millisecond
 
-// mini makes the Socket record of what only stands in for a socket. It is not
-// tracked: it makes no transitions, and belongs to nobody.
+// mini takes what only stands in for a socket. A request_sock is not tracked: it makes
+// no transitions, and belongs to nobody.
 func (t *Tracker) mini(ev *events.Event) {
 	e := Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+	if ev.New != events.SynRecv && t.seesMinis {
+		t.foundMini(ev)
+	}
 	if t.scanDone || t.filter.ByProcess() || t.filter.byEnds(&e, false) != yes {
 		return
 	}
-	s := Socket{Ends: e, Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: time.Duration(ev.Expires)}
+	s := Socket{Ends: e, Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: ev.Left}
 	// Each FIN that is repeated begins the time anew (tcp_timewait_state_process).
-	if age := timeWait - s.Expires - ticks; ev.New == events.TimeWait && age > 0 {
+	if age := timeWaitLen - s.Expires - ticks; ev.New == events.TimeWait && age > 0 {
 		s.Age = age
 	}
 	t.out.Socket(&s)
+}
+
+// foundMini takes a minisocket that a scan has found.
+func (t *Tracker) foundMini(ev *events.Event) {
+	i := t.minis.find(ev.Skaddr)
+	if i != 0 && t.minis.at(i).Cookie != ev.Cookie {
+		return // its news is on its way
+	}
+	if i == 0 {
+		if i = t.addMini(ev); i == 0 {
+			return
+		}
+		t.minis.at(i).since = 0
+		if t.scanDone {
+			t.minis.at(i).missed = true
+			t.starting[ev.Cookie] = i
+			t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
+		} else {
+			t.adopt(i)
+		}
+	}
+	m := t.minis.at(i)
+	m.scan, m.unseen = t.scan, 0
+	m.expires = ev.Ktime + uint64(ev.Left)
+	if ev.New == events.TimeWait {
+		t.finArrived(i)
+	}
 }
 
 // catchUp notices that a socket is in another state than the events have said.
@@ -244,7 +270,7 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 // stillThere returns the conn that the first scan found, unless the socket has
 // gone since.
 func (t *Tracker) stillThere(w waiter) uint32 {
-	if i := t.table.find(w.skaddr); i != 0 && t.table.at(i).asOf == w.ktime {
+	if i := t.table.find(w.addr); i != 0 && t.table.at(i).asOf == w.ktime {
 		return i
 	}
 	return 0

@@ -69,6 +69,7 @@ type Transition struct {
 	Ktime     uint64
 	Old, New  events.State
 	Dwell     time.Duration // in Old; Unknown if its beginning or its end was not seen
+	Mini      bool          // of a minisocket: the tracepoint does not show it
 	Gap       bool          // transitions of this socket before this one were missed
 	Unprinted uint32        // records of this socket that were shed before this one
 	Container string        // that the owner is in; "" if none, or not known
@@ -165,6 +166,23 @@ var endNames = [numEnds]string{"", "fin", "reset_sent", "reset_received", "timeo
 
 func (e End) String() string { return endNames[e] }
 
+// TimeWaitEnd says what has ended the time in TIME_WAIT.
+type TimeWaitEnd uint8
+
+// The ends. Reused: a connection with the same ends took its place, by connect()
+// (tcp_tw_reuse) or by a new SYN. Killed: a reset, ss -K, or the end of its network
+// namespace.
+const (
+	TimeWaitEndUnknown TimeWaitEnd = iota
+	Expired
+	Reused
+	Killed
+)
+
+var timeWaitEndNames = [...]string{"", "expired", "reused", "killed"}
+
+func (e TimeWaitEnd) String() string { return timeWaitEndNames[e] }
+
 // CloseCall says how the process let go of the socket.
 type CloseCall uint8
 
@@ -183,19 +201,21 @@ func (c CloseCall) String() string { return callNames[c] }
 // Connection is a connection whose last state has ended.
 type Connection struct {
 	Ends
-	Ktime     uint64
-	Start     uint64 // 0: before tracing started
-	Role      Role
-	Closer    Closer
-	End       End
-	CloseCall CloseCall
-	Spent     *Spent
-	Sent      uint64 // payload bytes
-	Received  uint64
-	Ended     bool   // its end was seen; else Ktime is when that was noticed, and Sent and Received are not known
-	Gap       bool   // transitions were missed
-	Unprinted uint32 // records that were shed
-	Container string
+	Ktime       uint64
+	Start       uint64 // 0: before tracing started
+	Role        Role
+	Closer      Closer
+	End         End
+	CloseCall   CloseCall
+	Spent       *Spent
+	TimeWaitEnd TimeWaitEnd
+	Payload     bool   // Sent and Received are known
+	Sent        uint64 // payload bytes
+	Received    uint64
+	Ended       bool   // its end was seen; else Ktime is when that was noticed
+	Gap         bool   // transitions were missed
+	Unprinted   uint32 // records that were shed
+	Container   string
 }
 
 // Stats is the books: how many transitions there were, and what became of them.

@@ -103,6 +103,12 @@ func (t *Tracker) reportExits(settled uint64) {
 // Finish ends the run: what would have been said a moment later is said now. It
 // returns how many findings the output has refused.
 func (t *Tracker) Finish() (refused int) {
+	for _, w := range t.ending {
+		if i := t.minis.find(w.addr); i != 0 && t.minis.at(i).ended != 0 {
+			t.endMini(i)
+		}
+	}
+	t.ending = nil
 	t.report()
 	t.reportExits(0)
 	refused = len(t.exits)

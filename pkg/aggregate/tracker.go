@@ -21,14 +21,15 @@ const acceptWait = uint64(time.Second)
 
 // Counts are the tracker's part of the books.
 type Counts struct {
-	Delivered  uint64 // transitions observed, duplicates not counted
-	Duplicates uint64 // transitions that the kernel side sent twice
-	TableFull  uint64 // transitions of sockets that the table has no place for
-	Missed     uint64 // transitions that must have happened and never came, at the least
-	NoPlace    uint64 // rows of the first scan, likewise
-	Shed       uint64 // transitions that a filter had not decided about, beyond what is held
-	Tracked    int    // sockets in the table
-	Hidden     int    // processes that our PID namespace does not show
+	Delivered   uint64 // transitions observed, duplicates not counted
+	Duplicates  uint64 // transitions that the kernel side sent twice
+	TableFull   uint64 // transitions of sockets that the table has no place for
+	Missed      uint64 // transitions that must have happened and never came, at the least
+	NoPlace     uint64 // rows of the first scan, likewise
+	Shed        uint64 // transitions that a filter had not decided about, beyond what is held
+	Tracked     int    // sockets in the table
+	Hidden      int    // processes that our PID namespace does not show
+	MissedMinis uint64 // minisockets whose end never came
 }
 
 // A Tracker follows every socket through its states. It belongs to one
@@ -37,7 +38,8 @@ type Tracker struct {
 	out    Output
 	filter *Filter
 	procs  processes
-	table  table
+	table  table[conn]
+	minis  table[minisocket]
 	counts Counts
 
 	listeners map[uint64]uint32 // cookie -> listening conn
@@ -67,14 +69,22 @@ type Tracker struct {
 	exits          []uint32 // processes that have exited with sockets in CLOSE_WAIT
 	pids           []uint32
 
+	seesMinis bool
+	mustLook  bool
+	starting  map[uint64]uint32        // cookie -> minisocket whose socket has not said CLOSE yet
+	strays    []waiter                 // minisockets that may have no socket, oldest first
+	ending    []waiter                 // minisockets that seem to have ended, oldest first
+	lookAt    [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
+	looks     []events.Look
+
 	tr Transition // reused: one record is under way at a time
 	cn Connection
 }
 
-// A waiter is a connection that something is done about later, if it is still
-// there: skaddr and start name it.
+// A waiter is a connection or a minisocket that something is done about later, if it
+// is still there: its address and its start name it.
 type waiter struct {
-	skaddr, ktime uint64
+	addr, ktime uint64
 }
 
 // NewTracker returns a tracker that follows at most maxSockets sockets at once
@@ -85,9 +95,11 @@ func NewTracker(out Output, filter *Filter, maxSockets int, closeWaitAfter time.
 		out:            out,
 		filter:         filter,
 		procs:          newProcesses(filter),
-		table:          newTable(maxSockets),
+		table:          newTable[conn](maxSockets),
+		minis:          newTable[minisocket](maxSockets),
 		listeners:      map[uint64]uint32{},
 		held:           map[uint32][]Transition{},
+		starting:       map[uint64]uint32{},
 		closeWaitAfter: uint64(closeWaitAfter),
 		scan:           1,
 		holders:        make([]held, 1),
@@ -102,7 +114,7 @@ func (t *Tracker) CloseWaitAfter(d time.Duration) { t.closeWaitAfter = uint64(d)
 // Counts returns the books as they stand.
 func (t *Tracker) Counts() Counts {
 	c := t.counts
-	c.Tracked = len(t.table.bySk)
+	c.Tracked = len(t.table.byAddr) + len(t.minis.byAddr)
 	c.Hidden = len(t.procs.hidden)
 	return c
 }
@@ -157,6 +169,8 @@ func (t *Tracker) Observe(ev *events.Event) {
 		}
 	case events.Socket:
 		t.row(ev)
+	case events.Minisocket:
+		t.minisocket(ev)
 	case events.Fork:
 		t.procs.forked(&ev.Parent, &ev.Proc, !t.scanDone)
 	}
@@ -199,21 +213,27 @@ func (t *Tracker) transition(ev *events.Event) {
 	// A transition into the same state ends nothing (close() after
 	// shutdown(SHUT_WR) makes one); the time is counted when the state is left.
 	dwell := Unknown
+	successor := t.successor(c, ev)
 	if ev.Old != ev.New {
-		if c.since != 0 && !handedOver(ev) {
+		if c.since != 0 && !(t.mayBeUnseen() && mayBeHandedOver(ev)) {
 			dwell = time.Duration(max(ev.Ktime, c.since) - c.since)
 		}
-		if !opening(ev) {
+		if !opening(ev) && successor == 0 {
 			c.spent.add(ev.Old, dwell)
 		}
 		if ev.Old == events.CloseWait {
 			t.leaveCloseWait(i, ev, dwell)
 		}
 		t.clearSuspect(i)
-		c.since = ev.Ktime
 	}
 	c.closer = firstFin(c.closer, ev.Old, ev.New)
 	noteCall(c, ev)
+	if successor != 0 {
+		t.handOver(i, successor, ev)
+	}
+	if ev.Old != ev.New {
+		c.since = ev.Ktime
+	}
 	c.lastOld, c.lastKtime = ev.Old, ev.Ktime
 	t.enter(i, ev.New)
 	switch {
@@ -229,12 +249,13 @@ func (t *Tracker) transition(ev *events.Event) {
 	}
 
 	t.decide(i)
-	t.tr = Transition{Ends: c.Ends, Ktime: ev.Ktime, Old: ev.Old, New: ev.New, Dwell: dwell, Gap: c.gap}
-	c.gap = false
-	t.print(i)
-
-	if ev.New == events.Close && ev.Old != events.Close && ev.Old != events.Listen {
-		t.finish(i, ev, true)
+	if successor == 0 {
+		t.tr = Transition{Ends: c.Ends, Ktime: ev.Ktime, Old: ev.Old, New: ev.New, Dwell: dwell, Gap: c.gap}
+		c.gap = false
+		t.print(i)
+		if ev.New == events.Close && ev.Old != events.Close && ev.Old != events.Listen {
+			t.finish(i, ev, true)
+		}
 	}
 	// A filter by ends works in the kernel too: no more will come of this one.
 	// Listeners are kept for their children's sake.
@@ -419,15 +440,20 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 		if c.startErr == 0 || c.startErr != ev.Err {
 			t.cn.End = endOf(ev)
 		}
-		t.cn.Sent, t.cn.Received = ev.Sent, ev.Received
-		// tcp_rcv_nxt_update() counts the FIN as a byte.
-		if ev.Flags&events.Done != 0 && t.cn.Received > 0 {
-			t.cn.Received--
-		}
+		t.cn.Payload, t.cn.Sent, t.cn.Received = true, ev.Sent, payload(ev)
 	}
 	if !t.out.Connection(&t.cn) {
 		c.unprinted++
 	}
+}
+
+// payload returns the bytes of payload that were received.
+func payload(ev *events.Event) uint64 {
+	// tcp_rcv_nxt_update() counts the FIN as a byte.
+	if ev.Flags&events.Done != 0 && ev.Received > 0 {
+		return ev.Received - 1
+	}
+	return ev.Received
 }
 
 // destroy takes the socket out of the table: its address may be used again.
@@ -455,8 +481,13 @@ func (t *Tracker) vanish(i uint32, ktime uint64) {
 func (t *Tracker) missEnd(i uint32, ktime uint64) {
 	c := t.table.at(i)
 	t.miss(c)
+	ev := events.Event{Ktime: ktime}
+	if to := t.starting[c.Cookie]; to != 0 && c.Cookie != 0 {
+		t.handOver(i, to, &ev)
+		return
+	}
 	c.spent.add(c.state, Unknown)
-	t.finish(i, &events.Event{Ktime: ktime}, false)
+	t.finish(i, &ev, false)
 }
 
 func (t *Tracker) drop(i uint32) {
@@ -468,5 +499,5 @@ func (t *Tracker) drop(i uint32) {
 	t.enter(i, events.Close)
 	t.clearSuspect(i)
 	t.setOwner(i, Owner{})
-	t.table.remove(i)
+	t.table.remove(c.skaddr, i)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Kind says which of the structs of bpf/tcptrace.h a record is.
@@ -17,6 +18,7 @@ const (
 	Accept
 	Socket
 	Fork
+	Minisocket
 )
 
 // Flags are those of enum event_flags.
@@ -107,6 +109,7 @@ type Event struct {
 	Raddr    Addr
 	Listener uint64 // cookie of the listener, with Old == Listen
 	Err      uint32 // sk_err, an errno
+	Linger2  bool   // TCP_LINGER2 < 0: no FIN_WAIT2 without a process
 	Unread   uint32 // bytes that the application has not read, and 1 for an unread FIN
 	Sent     uint64 // payload bytes, retransmissions not counted
 	Received uint64 // payload bytes, and 1 for a received FIN
@@ -119,11 +122,51 @@ type Event struct {
 	Kernel bool   // the kernel's own: no process can have it
 	Thread bool   // the descriptor is not the process's, but of a thread with descriptors of its own
 	Fresh  bool   // never was connected
+	// SO_KEEPALIVE or TCP_USER_TIMEOUT: a peer that is gone will be noticed.
+	Guarded bool
 
 	// Socket, of what stands in for a socket: a request_sock in SYN_RECV, a
 	// minisocket in TIME_WAIT or FIN_WAIT2. Only the header and the ends are set.
-	Mini    bool
-	Expires uint64 // ns until a minisocket ends
+	Mini bool
+
+	// Minisocket, whose address is Skaddr. It begins, or its timer is set anew: New
+	// is FinWait2 or TimeWait. Or it ends: New is Close, Old what it was. The header
+	// and the ends are set.
+	Why     Why
+	Left    time.Duration // until its timer ends it; not positive: it may. Also of a Socket with Mini
+	Stamped bool          // its peer sends timestamps (RFC 7323). Also of a Socket with Mini
+}
+
+// Why says what has ended a Minisocket before its time.
+type Why uint8
+
+// The reasons, numbered as enum timewait_why.
+const (
+	WhyUnknown Why = iota
+	WhyConnect     // a connect() took its port (tcp_tw_reuse)
+	WhySyn         // a new SYN of its peer got a connection
+	WhyReset       // what its peer has sent was answered with a reset
+	WhyKilled      // by ss -K (SOCK_DESTROY), or with its network namespace
+	WhyOther       // none of these: its time is up, or a reset has come
+)
+
+// Look names a Minisocket.
+type Look struct {
+	Skaddr, Cookie uint64
+}
+
+// Network is what a network namespace allows, and what it has counted. What could
+// not be read is 0.
+type Network struct {
+	Netns           uint32
+	PortLow         uint16 // net.ipv4.ip_local_port_range
+	PortHigh        uint16
+	Reserved        uint16 // of these, net.ipv4.ip_local_reserved_ports
+	ReusePolicy     uint8  // net.ipv4.tcp_tw_reuse: 0 never, 1 always, 2 on loopback
+	Timestamps      uint8  // net.ipv4.tcp_timestamps
+	MaxTimeWait     uint32 // net.ipv4.tcp_max_tw_buckets
+	FinTimeout      uint32 // net.ipv4.tcp_fin_timeout, seconds
+	TimeWaitSkipped uint64 // TcpExt TCPTimeWaitOverflow
 }
 
 // Scan says what a scan has looked for.
@@ -149,6 +192,7 @@ const (
 	transitionSize = 128
 	acceptSize     = 56
 	processSize    = 80
+	timewaitSize   = 80
 
 	// SocketSize is the size of a Socket record, the largest, and the only kind
 	// that an iterator writes.
@@ -157,7 +201,7 @@ const (
 
 var sizes = [...]int{
 	Transition: transitionSize, Destroy: headerSize, Accept: acceptSize,
-	Socket: SocketSize, Fork: processSize,
+	Socket: SocketSize, Fork: processSize, Minisocket: timewaitSize,
 }
 
 // Decode reads one record into ev, which it overwrites as a whole. It refuses
@@ -186,8 +230,11 @@ func Decode(b []byte, ev *Event) error {
 		Flags:  Flags(b[31]),
 		Fd:     -1,
 	}
-	if kind == Destroy {
+	switch kind {
+	case Destroy:
 		return nil
+	case Minisocket:
+		return decodeMinisocket(b, ev)
 	}
 	decodeProc(b[headerSize:], &ev.Proc)
 
@@ -203,7 +250,9 @@ func Decode(b []byte, ev *Event) error {
 		ev.Mini = b[153] != 0
 		ev.Thread = b[154] != 0
 		ev.Fresh = b[155] != 0
-		ev.Expires = le.Uint64(b[160:])
+		ev.Guarded = b[156] != 0
+		ev.Stamped = b[157] != 0
+		ev.Left = time.Duration(le.Uint64(b[160:]))
 		return decodeSocket(b, ev)
 	case Fork:
 		decodeProc(b[56:], &ev.Parent)
@@ -217,7 +266,7 @@ func Ktime(raw []byte) uint64 { return binary.LittleEndian.Uint64(raw) }
 // Pid returns the process that does something with a socket, by a record that is
 // at least as long as its header; 0 if there is none.
 func Pid(raw []byte) uint32 {
-	if len(raw) < headerSize+procSize || Kind(raw[28]) == Fork {
+	if len(raw) < headerSize+procSize || Kind(raw[28]) == Fork || Kind(raw[28]) == Minisocket {
 		return 0
 	}
 	return binary.LittleEndian.Uint32(raw[headerSize:])
@@ -237,6 +286,7 @@ func decodeSocket(b []byte, ev *Event) error {
 	ev.Lport = le.Uint16(b[58:])
 	ev.Rport = le.Uint16(b[60:])
 	ev.Shutdown = b[62]
+	ev.Linger2 = b[63] != 0
 	ev.Laddr = Addr(b[64:80])
 	ev.Raddr = Addr(b[80:96])
 	ev.Listener = le.Uint64(b[96:])
@@ -244,6 +294,21 @@ func decodeSocket(b []byte, ev *Event) error {
 	ev.Unread = le.Uint32(b[108:])
 	ev.Sent = le.Uint64(b[112:])
 	ev.Received = le.Uint64(b[120:])
+	return nil
+}
+
+func decodeMinisocket(b []byte, ev *Event) error {
+	if ev.New != FinWait2 && ev.New != TimeWait && (ev.New != Close || ev.Old != FinWait2 && ev.Old != TimeWait) {
+		return fmt.Errorf("minisocket with states %d and %d", ev.Old, ev.New)
+	}
+	le := binary.LittleEndian
+	ev.Left = time.Duration(le.Uint64(b[32:]))
+	ev.Lport = le.Uint16(b[42:])
+	ev.Rport = le.Uint16(b[44:])
+	ev.Why = Why(b[46])
+	ev.Stamped = b[47] != 0
+	ev.Laddr = Addr(b[48:64])
+	ev.Raddr = Addr(b[64:80])
 	return nil
 }
 

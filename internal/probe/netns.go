@@ -1,0 +1,111 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// home is the network namespace that we are in.
+type home struct {
+	file  *os.File
+	inode uint32
+}
+
+func openHome() (h home, err error) {
+	// Not of the process: its first thread may be elsewhere for a moment.
+	if h.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return h, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(int(h.file.Fd()), &st); err != nil {
+		return h, errors.Join(err, h.file.Close())
+	}
+	h.inode = uint32(st.Ino)
+	return h, nil
+}
+
+// leaveFor runs f on a thread that is in the network namespace at path.
+func (h home) leaveFor(path string, f func() error) error {
+	there, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = there.Close() }() // it was only looked at
+	return h.elsewhere(func() error {
+		if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", path, err)
+		}
+		return nil
+	}, f)
+}
+
+// inodeOf returns 0 for a file that is not there.
+func inodeOf(path string) uint32 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	return uint32(st.Ino)
+}
+
+// elsewhere runs f on a thread that go has taken to another network namespace.
+func (h home) elsewhere(leave, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if err := leave(); err != nil {
+			// It may have left all the same.
+			h.comeBack()
+			done <- err
+			return
+		}
+		err := f()
+		h.comeBack()
+		done <- err
+	}()
+	return <-done
+}
+
+// comeBack gives the thread back, in the network namespace that it came from. Else it
+// ends with its goroutine, so that no other ever runs in the wrong namespace.
+func (h home) comeBack() {
+	if unix.Setns(int(h.file.Fd()), unix.CLONE_NEWNET) == nil {
+		runtime.UnlockOSThread()
+	}
+}
+
+// others finds the network namespaces that a process is in or that are mounted
+// somewhere (ip netns, container runtimes), by inode number; and our own.
+func (h home) others() (map[uint32]string, error) {
+	found := map[uint32]string{h.inode: "/proc/self/ns/net"}
+	add := func(path string) {
+		if inode := inodeOf(path); inode != 0 && found[inode] == "" {
+			found[inode] = path
+		}
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range procs {
+		add(path)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		// ID parent major:minor root mountpoint options... - type source options
+		f := strings.Fields(line)
+		if len(f) > 5 && strings.HasPrefix(f[3], "net:[") {
+			add(f[4])
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,170 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// traceTimeWait attaches what sees minisockets.
+func (p *Probe) traceTimeWait(l *loader) error {
+	// What a minisocket is ended by is watched before its end is.
+	way := p.trace(l, "time_wait_end",
+		variant{name: "fexit", progs: []string{tcptraceProgTimewaitPacket}, refuse: ftraceDisabled},
+		variant{name: "tp_btf", progs: []string{tcptraceProgTimerReset}})
+	if way != "" {
+		if err := p.core.Variables[tcptraceVarSeesPackets].Set(uint8(1)); err != nil {
+			return fmt.Errorf("set sees_packets: %w", err)
+		}
+	}
+	way = p.trace(l, "time_wait",
+		variant{name: "fentry", progs: []string{tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill}, refuse: ftraceDisabled},
+		variant{name: "timer", progs: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins}, refuse: p.learnTimer})
+	if way != "timer" {
+		return nil
+	}
+	coll, err := l.load(tcptraceProgLookTimewait)
+	if err != nil {
+		return fmt.Errorf("load look_timewait: %w", err) // it needs nothing that timer_begins does not
+	}
+	p.others = append(p.others, coll)
+	p.look = coll.Programs[tcptraceProgLookTimewait]
+	return nil
+}
+
+// MaxLooks is how many minisockets can be looked at in one call of Look.
+const MaxLooks = len(tcptraceLooks{}.At)
+
+// Look makes Minisocket records of those that have gone from FIN_WAIT2 to TIME_WAIT.
+// They come with Read. It takes at most MaxLooks.
+func (p *Probe) Look(at []events.Look) error {
+	if p.look == nil || len(at) == 0 {
+		return nil
+	}
+	l := tcptraceLooks{N: uint32(len(at))}
+	for k, a := range at {
+		l.At[k].Twaddr, l.At[k].Cookie = a.Skaddr, a.Cookie
+	}
+	if err := p.core.Maps[tcptraceMapLooks].Put(uint32(0), &l); err != nil {
+		return fmt.Errorf("look at minisockets: %w", err)
+	}
+	if _, err := p.look.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("look at minisockets: %w", err)
+	}
+	return nil
+}
+
+// learnTimer finds out which function the timers of minisockets have: it makes a
+// minisocket, shows it to an iterator, and ends it. Where that is allowed, this
+// happens in a network namespace of its own, where there is nothing else.
+func (p *Probe) learnTimer() error {
+	var fn uint64
+	handler := p.core.Variables[tcptraceVarTwHandler]
+	if err := handler.Get(&fn); err != nil || fn != 0 {
+		return err
+	}
+	if p.tcp == nil {
+		return errors.New("no iterator to learn the timer's function with")
+	}
+	if err := p.want(0); err != nil {
+		return err
+	}
+	show := func() error {
+		// The FIN is acknowledged at once, as a rule.
+		for range 20 {
+			r, err := p.tcp.Open()
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, r)
+			if err := errors.Join(err, r.Close()); err != nil {
+				return err
+			}
+			if err := handler.Get(&fn); err != nil || fn != 0 {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return errors.New("no minisocket to learn the timer's function from")
+	}
+	err := p.home.elsewhere(newNetwork, func() error { return withMinisocket(show) })
+	if errors.Is(err, unix.EPERM) {
+		err = withMinisocket(show)
+	}
+	return err
+}
+
+// newNetwork takes this thread into a network namespace that has nothing but lo.
+func newNetwork() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("new network namespace: %w", err)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+// withMinisocket calls f while there is a minisocket in FIN_WAIT2 in this thread's
+// network namespace. Its peer's reset ends it, so that nothing stays behind.
+func withMinisocket(f func() error) error {
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+	}()
+	socket := func() (int, error) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			fds = append(fds, fd)
+		}
+		return fd, err
+	}
+	listener, err := socket()
+	if err != nil {
+		return err
+	}
+	if err := unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	if err := unix.Listen(listener, 1); err != nil {
+		return err
+	}
+	at, err := unix.Getsockname(listener)
+	if err != nil {
+		return err
+	}
+	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(client, at); err != nil {
+		return errors.Join(err, unix.Close(client))
+	}
+	server, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return errors.Join(err, unix.Close(client))
+	}
+	fds = append(fds, server)
+	if err := unix.SetsockoptLinger(server, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		return errors.Join(err, unix.Close(client))
+	}
+	if err := unix.Close(client); err != nil {
+		return err
+	}
+	return f()
+}

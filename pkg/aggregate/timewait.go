@@ -1,0 +1,422 @@
+package aggregate
+
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// TCP_TIMEWAIT_LEN (include/net/tcp.h).
+const timeWaitLen = 60 * time.Second
+
+// An end may be followed within microseconds by news that it was none, or of what it
+// was. So it is believed only after this time.
+const endSettled = uint64(20 * time.Millisecond)
+
+// A minisocket whose end has not come so long after its time is up has ended, and
+// that was missed. The timer wheel is up to five seconds late (HZ=100).
+const endMissed = uint64(15 * time.Second)
+
+// minisocket is what is left of a connection in TIME_WAIT, or in FIN_WAIT2 without a
+// process: the kernel's inet_timewait_sock. It takes the connection's story over, so
+// that the socket's address, whatever comes of it, is free for another. It holds no
+// pointers.
+type minisocket struct {
+	Ends
+	addr     uint64
+	start    uint64 // the connection's
+	since    uint64 // Ktime at which state was entered; 0: not seen
+	expires  uint64 // Ktime at which its timer ends it
+	ended    uint64 // Ktime at which it did, as it seems; 0: it is there
+	sent     uint64
+	received uint64
+	spent    brief
+
+	proc      uint32
+	ports     [2]uint32 // the groups that count it, see portGroup
+	unprinted uint32
+	scan      uint32 // the last full scan that found it
+
+	state   events.State // TimeWait or FinWait2
+	endedIn events.State
+	role   Role
+	closer Closer
+	call   CloseCall
+	why    events.Why
+
+	verdict verdict
+	linked  bool // its connection is known
+	payload bool // sent and received are
+	stamped bool
+	missed  bool // a transition was missed
+	gap     bool // since the last record
+	unseen  uint8
+}
+
+// brief is the Spent of a connection that goes into TIME_WAIT, which is never in the
+// other states.
+type brief struct {
+	ns      [6]uint64
+	visited uint16
+	unknown uint16
+}
+
+var briefStates = [...]events.State{
+	events.SynSent, events.SynRecv, events.Established, events.FinWait1, events.FinWait2, events.Closing,
+}
+
+func (s *Spent) brief() brief {
+	b := brief{visited: s.visited, unknown: s.unknown}
+	known := uint16(0)
+	for k, st := range briefStates {
+		b.ns[k] = s.ns[st]
+		known |= 1 << st
+	}
+	b.unknown |= s.visited &^ known
+	return b
+}
+
+func (b *brief) spent() Spent {
+	s := Spent{visited: b.visited, unknown: b.unknown}
+	for k, st := range briefStates {
+		s.ns[st] = b.ns[k]
+	}
+	return s
+}
+
+// SeesMinisockets says that Minisocket events come; with look, that a FIN which ends
+// FIN_WAIT2 may come without one, and Looks has to be asked for.
+func (t *Tracker) SeesMinisockets(look bool) { t.seesMinis, t.mustLook = true, look }
+
+// mayBeUnseen reports whether there may be a new minisocket that t does not know.
+func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || len(t.minis.byAddr) >= t.minis.max }
+
+// minisocket takes a Minisocket event.
+func (t *Tracker) minisocket(ev *events.Event) {
+	i := t.minis.find(ev.Skaddr)
+	if i != 0 && t.minis.at(i).Cookie != ev.Cookie {
+		// The address is another's: the end was missed, or is not settled yet.
+		t.endMini(i)
+		i = 0
+	}
+	switch {
+	case ev.New != events.Close:
+		if i == 0 {
+			if i = t.addMini(ev); i != 0 {
+				t.starting[ev.Cookie] = i
+				t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
+			}
+			return
+		}
+		m := t.minis.at(i)
+		m.ended = 0 // its timer was only set anew
+		m.expires = ev.Ktime + uint64(ev.Left)
+		if ev.New == events.TimeWait {
+			t.finArrived(i)
+		}
+	case i == 0: // it was filtered, or there was no place for it
+	default:
+		m := t.minis.at(i)
+		first := m.ended == 0
+		m.ended, m.endedIn, m.why = ev.Ktime, ev.Old, ev.Why
+		m.expires = ev.Ktime + uint64(ev.Left)
+		switch {
+		case ev.Why != events.WhyUnknown && ev.Why != events.WhyOther:
+			t.endMini(i)
+		case first:
+			t.ending = append(t.ending, waiter{ev.Skaddr, ev.Ktime})
+		}
+	}
+}
+
+// addMini returns 0 if there is no place.
+func (t *Tracker) addMini(ev *events.Event) uint32 {
+	i := t.minis.add(ev.Skaddr)
+	if i == 0 {
+		t.counts.NoPlace++
+		return 0
+	}
+	*t.minis.at(i) = minisocket{
+		Ends:    Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr},
+		addr:    ev.Skaddr,
+		since:   ev.Ktime,
+		expires: ev.Ktime + uint64(ev.Left),
+		state:   ev.New,
+		stamped: ev.Stamped,
+	}
+	if ev.New == events.FinWait2 && t.mustLook {
+		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
+	}
+	return i
+}
+
+// finArrived notes that the peer has closed too: when, its timer tells, which is set
+// anew by each FIN (tcp_timewait_state_process).
+func (t *Tracker) finArrived(i uint32) {
+	m := t.minis.at(i)
+	if m.state != events.FinWait2 {
+		return
+	}
+	ktime := m.expires - min(uint64(timeWaitLen), m.expires)
+	dwell := Unknown
+	if m.since != 0 {
+		// The timer counts in jiffies: this may be one too early.
+		ktime = max(ktime, m.since)
+		if m.linked {
+			dwell = time.Duration(ktime - m.since)
+		}
+	}
+	m.state = events.TimeWait
+	if m.linked {
+		s := m.spent.spent()
+		s.add(events.FinWait2, dwell)
+		m.spent = s.brief()
+		t.miniTransition(m, ktime, events.FinWait2, dwell)
+	}
+	m.since = ktime
+}
+
+// miniTransition makes the record of a step that the tracepoint does not show.
+func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old events.State, dwell time.Duration) {
+	if m.verdict != yes {
+		return
+	}
+	next := m.state
+	if old == next {
+		next = events.Close
+	}
+	t.tr = Transition{
+		Ends: m.Ends, Ktime: ktime, Old: old, New: next, Dwell: dwell, Mini: true,
+		Gap: m.gap, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
+	}
+	m.gap = false
+	if !t.out.Transition(&t.tr) {
+		m.unprinted++
+	}
+}
+
+// successor returns the minisocket that has taken over from c, 0 if there is none.
+func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
+	if ev.New != events.Close || ev.Old != events.FinWait2 && ev.Old != events.Closing || c.Cookie == 0 {
+		return 0
+	}
+	return t.starting[c.Cookie]
+}
+
+// handOver gives the story of a connection that is not over to its minisocket. ev is
+// the socket's last transition, or says no more than a time if that was missed. It
+// returns the time in the state that ended with it, if one did.
+func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
+	c, m := t.table.at(i), t.minis.at(to)
+	delete(t.starting, c.Cookie)
+	c.handed = true
+	from, since := c.state, c.since
+	if c.verdict == undecided {
+		t.settle(i)
+	}
+	// The kernel gives the minisocket the socket's ends.
+	m.Owner, m.linked = c.Owner, true
+	m.start, m.role, m.closer, m.call = c.start, c.role, c.closer, c.call
+	m.verdict, m.unprinted, m.missed, m.gap = c.verdict, c.unprinted, c.missed, c.gap
+	m.spent = c.spent.brief()
+	if c.call == CallShutdown && ev.Flags&events.Linger != 0 {
+		m.call = CallUnknown // close() itself waits, and sets SOCK_DEAD only later
+	}
+	if ev.Kind == events.Transition {
+		m.payload, m.sent, m.received = true, ev.Sent, payload(ev)
+	}
+	m.proc = c.proc
+	t.procs.all[m.proc].timeWait++
+	t.countPort(to)
+
+	switch {
+	case m.state == events.FinWait2:
+		m.since = since
+	default:
+		dwell := Unknown
+		if since != 0 {
+			m.since = max(m.since, since)
+			dwell = time.Duration(m.since - since)
+		}
+		s := m.spent.spent()
+		s.add(from, dwell)
+		m.spent = s.brief()
+		t.miniTransition(m, m.since, from, dwell)
+	}
+}
+
+// endMini ends the story of a minisocket, and of its connection with it. Its end was
+// missed if m.ended is 0.
+func (t *Tracker) endMini(i uint32) {
+	m := t.minis.at(i)
+	ended := m.ended != 0
+	t.adopt(i)
+	if ended && m.endedIn == events.TimeWait {
+		t.finArrived(i)
+	}
+	dwell := Unknown
+	ktime := m.ended
+	if ended {
+		if m.since != 0 {
+			dwell = time.Duration(max(m.ended, m.since) - m.since)
+		}
+		t.miniTransition(m, ktime, m.state, dwell)
+	} else {
+		ktime, m.missed = t.now, true
+		t.counts.MissedMinis++
+	}
+	if m.verdict == yes {
+		s := m.spent.spent()
+		s.add(m.state, dwell)
+		t.cn = Connection{
+			Ends: m.Ends, Ktime: ktime, Start: m.start, Role: m.role, Closer: m.closer, CloseCall: m.call,
+			Spent: &s, Ended: ended, Payload: m.payload, Sent: m.sent, Received: m.received,
+			Gap: m.missed, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
+		}
+		if ended {
+			t.cn.End, t.cn.TimeWaitEnd = m.how()
+		}
+		t.out.Connection(&t.cn)
+	}
+	t.dropMini(i)
+}
+
+// how says what has ended the connection, and its time in TIME_WAIT.
+func (m *minisocket) how() (End, TimeWaitEnd) {
+	reused := m.why == events.WhyConnect || m.why == events.WhySyn
+	if m.state == events.TimeWait {
+		switch {
+		case reused:
+			return EndFin, Reused
+		case m.expires > m.ended || m.why == events.WhyReset || m.why == events.WhyKilled:
+			return EndFin, Killed
+		}
+		return EndFin, Expired
+	}
+	switch {
+	case m.why == events.WhyReset:
+		return EndResetSent, TimeWaitEndUnknown
+	case m.why == events.WhyKilled:
+		return EndAborted, TimeWaitEndUnknown
+	case reused:
+		return EndUnknown, TimeWaitEndUnknown
+	case m.expires <= m.ended:
+		return EndTimeout, TimeWaitEndUnknown
+	case m.why == events.WhyOther:
+		return EndResetReceived, TimeWaitEndUnknown
+	}
+	return EndUnknown, TimeWaitEndUnknown
+}
+
+func (t *Tracker) dropMini(i uint32) {
+	m := t.minis.at(i)
+	if t.starting[m.Cookie] == i {
+		delete(t.starting, m.Cookie)
+	}
+	t.uncountPort(i)
+	proc := m.proc
+	t.procs.all[proc].timeWait--
+	t.minis.remove(m.addr, i)
+	t.procs.release(proc)
+}
+
+// adopt makes do with a minisocket whose connection is not known.
+func (t *Tracker) adopt(i uint32) {
+	m := t.minis.at(i)
+	if m.linked {
+		return
+	}
+	if t.starting[m.Cookie] == i {
+		delete(t.starting, m.Cookie)
+	}
+	m.linked = true
+	if m.state == events.FinWait2 {
+		m.since = 0 // it was there before its minisocket
+	}
+	m.verdict = no
+	if !t.filter.ByProcess() {
+		m.verdict = t.filter.byEnds(&m.Ends, false)
+	}
+	t.procs.all[nobody].timeWait++
+	t.countPort(i)
+}
+
+// strayAfter is when a minisocket whose socket has not been heard of is looked into:
+// the news comes with it, as a rule.
+const strayAfter = uint64(100 * time.Millisecond)
+
+// findStrays looks for the connections of minisockets that should have come from one:
+// the socket's last transition was missed.
+func (t *Tracker) findStrays(ktime uint64) {
+	strays := 0
+	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(_ waiter, _ uint32, m *minisocket) {
+		if !m.linked {
+			strays++
+		}
+	})
+	if strays == 0 {
+		return
+	}
+	// With a full table, most have no connection here.
+	if len(t.table.byAddr) < t.table.max {
+		for _, i := range t.table.byAddr {
+			c := t.table.at(i)
+			to := t.starting[c.Cookie]
+			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).since+strayAfter {
+				continue
+			}
+			t.miss(c)
+			t.handOver(i, to, &events.Event{Ktime: t.minis.at(to).since})
+			t.enter(i, events.Close)
+		}
+	}
+	for _, i := range t.starting {
+		if ktime >= t.minis.at(i).since+strayAfter {
+			t.adopt(i)
+		}
+	}
+}
+
+// expireMinis is expire for minisockets.
+func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, uint32, *minisocket)) []waiter {
+	n := 0
+	for ; n < len(ws) && ktime >= ws[n].ktime+after; n++ {
+		if i := t.minis.find(ws[n].addr); i != 0 {
+			f(ws[n], i, t.minis.at(i))
+		}
+	}
+	return ws[:copy(ws, ws[n:])]
+}
+
+// tickMinis lets time pass for minisockets.
+func (t *Tracker) tickMinis(ktime uint64) {
+	t.ending = t.expireMinis(t.ending, ktime, endSettled, func(_ waiter, i uint32, m *minisocket) {
+		if m.ended != 0 && ktime >= m.ended+endSettled {
+			t.endMini(i)
+		}
+	})
+	t.findStrays(ktime)
+
+	t.looks = t.looks[:0]
+	for k, after := range lookAfter {
+		t.lookAt[k] = t.expireMinis(t.lookAt[k], ktime, uint64(after), func(w waiter, _ uint32, m *minisocket) {
+			if m.state != events.FinWait2 || m.ended != 0 {
+				return
+			}
+			t.looks = append(t.looks, events.Look{Skaddr: m.addr, Cookie: m.Cookie})
+			if k+1 < len(lookAfter) {
+				t.lookAt[k+1] = append(t.lookAt[k+1], w)
+			}
+		})
+	}
+}
+
+// When a minisocket in FIN_WAIT2 is looked at. Most leave it at once; and after some
+// seconds, one bucket of the timer wheel (HZ=100), news of that does not fail to come.
+var lookAfter = [...]time.Duration{
+	20 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond, 1600 * time.Millisecond, 6400 * time.Millisecond,
+}
+
+// Looks returns the minisockets that may have gone from FIN_WAIT2 to TIME_WAIT. It is
+// good until the next Tick.
+func (t *Tracker) Looks() []events.Look { return t.looks }
