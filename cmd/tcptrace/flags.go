@@ -34,7 +34,8 @@ type flags struct {
 	follow, ipv4, ipv6                   bool
 	netns, container                     name
 	events, failOn                       list
-	closeWaitAfter, summaryInterval      time.Duration
+	thresholds                           events.Thresholds
+	summaryInterval                      time.Duration
 	duration                             time.Duration
 	output                               string
 	record, replay                       name
@@ -107,11 +108,20 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	} else {
 		fs.Var(&f.events, "events", "print only records of these `TYPE`,...: transition, connection, socket, finding, summary, stats (default all but summary)")
 	}
-	fs.DurationVar(&f.closeWaitAfter, "close-wait-after", time.Minute, "time in CLOSE_WAIT, or dead with its descriptor open, after which a socket is a finding")
+	d := events.DefaultThresholds
+	fs.DurationVar(&f.thresholds.CloseWaitAfter, "close-wait-after", d.CloseWaitAfter, "time in CLOSE_WAIT, or dead with its descriptor open, after which a socket is a finding")
+	fs.DurationVar(&f.thresholds.FinWait2After, "fin-wait2-after", d.FinWait2After, "time that a peer may take to close after this side has")
+	fs.DurationVar(&f.thresholds.HalfOpenAfter, "half-open-after", d.HalfOpenAfter, "silence after which an established connection without keep-alive is a finding")
+	if !snapshot {
+		fs.Uint32Var(&f.thresholds.ShortLived, "short-lived-rate", d.ShortLived, "connections a second from one process to one destination, most shorter than 1s, from which on they are a finding")
+	} else {
+		f.thresholds.ShortLived = d.ShortLived
+	}
+	fs.Uint32Var(&f.thresholds.PortsPercent, "ports-percent", d.PortsPercent, "share of the ephemeral ports to one destination, in percent, from which on they are said to run out (critical from 90)")
 	fs.Var(&f.failOn, "fail-on", "exit with status 3 if there was a finding of these `KIND`,...: "+strings.Join(findingKinds, ", ")+"; or any")
 	fs.StringVarP(&f.output, "output", "o", "json", "`FORMAT`: json (one record a line) or text (columns)")
 	if !snapshot {
-		fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often (no effect yet: summaries are to come)")
+		fs.DurationVar(&f.summaryInterval, "summary-interval", 0, "print a summary that often (default 10s if --events asks for summaries)")
 		fs.DurationVar(&f.duration, "duration", 0, "stop after this time")
 		fs.BoolVar(&f.timeWait, "time-wait", true, "trace TIME_WAIT, and FIN_WAIT2 without a process; with =false, FIN_WAIT2 -> CLOSE is all that is seen of them")
 		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
@@ -127,30 +137,28 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 
 // config is the command line, understood.
 type config struct {
-	filter         aggregate.Filter
-	print          map[string]bool // record types
-	failOn         map[string]bool // kinds of findings
-	closeWaitAfter time.Duration
-	closeWaitGiven bool
-	text           bool
-	snapshot       bool
-	timeWait       bool
-	duration       time.Duration
-	record         string
-	replay         string
-	ringBytes      int
-	maxSockets     int
-	btf            string
-	verbose        bool
-	idle           []string // flags that were given and have no effect yet
+	filter          aggregate.Filter
+	print           map[string]bool // record types
+	failOn          map[string]bool // kinds of findings
+	thresholds      events.Thresholds
+	given           func(flag string) bool
+	summaryInterval time.Duration
+	text            bool
+	snapshot        bool
+	timeWait        bool
+	duration        time.Duration
+	record          string
+	replay          string
+	ringBytes       int
+	maxSockets      int
+	btf             string
+	verbose         bool
 }
 
-// The kinds of findings that there are. The others are accepted, so that a
-// script may ask for what a later version finds.
-var (
-	findingKinds = []string{"close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit"}
-	futureKinds  = []string{"fin_wait2_stuck", "time_wait_ports", "time_wait_overflow", "short_lived", "half_open"}
-)
+var findingKinds = aggregate.Kinds()
+
+// The default of --summary-interval where summaries are asked for.
+const summaryInterval = 10 * time.Second
 
 var (
 	recordTypes   = []string{"transition", "connection", "socket", "finding", "summary", "stats"}
@@ -161,8 +169,8 @@ var (
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		snapshot: f.snapshot, timeWait: f.timeWait, closeWaitAfter: f.closeWaitAfter,
-		closeWaitGiven: f.given("close-wait-after"), duration: f.duration, record: string(f.record), replay: string(f.replay),
+		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, given: f.given,
+		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
@@ -306,9 +314,6 @@ func (f *flags) what(c *config) error {
 			return usagef("--events %q: no such record type; there are %s", t, strings.Join(types, ", "))
 		}
 		c.print[t] = true
-		if t == "summary" {
-			c.idle = append(c.idle, "--events "+t)
-		}
 	}
 	if err := f.failures(c); err != nil {
 		return err
@@ -320,16 +325,61 @@ func (f *flags) what(c *config) error {
 	default:
 		return usagef("--output %q: no such format; there are json and text", f.output)
 	}
-	if f.closeWaitAfter <= 0 {
-		return usagef("--close-wait-after %s: must be more than 0", f.closeWaitAfter)
-	}
 	if f.summaryInterval < 0 {
 		return usagef("--summary-interval %s: must not be negative", f.summaryInterval)
 	}
-	if f.summaryInterval > 0 {
-		c.idle = append(c.idle, "--summary-interval")
+	switch {
+	case f.given("summary-interval") && f.summaryInterval == 0:
+		return usagef("--summary-interval %s: must be more than 0", f.summaryInterval)
+	case f.summaryInterval > 0:
+		c.print["summary"] = true
+	case c.print["summary"]:
+		c.summaryInterval = summaryInterval
+	}
+	return f.findings()
+}
+
+// findings checks what a finding is.
+func (f *flags) findings() error {
+	t := &f.thresholds
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"close-wait-after", t.CloseWaitAfter}, {"fin-wait2-after", t.FinWait2After}, {"half-open-after", t.HalfOpenAfter},
+	} {
+		if d.value <= 0 {
+			return usagef("--%s %s: must be more than 0", d.flag, d.value)
+		}
+	}
+	if t.ShortLived == 0 {
+		return usagef("--short-lived-rate 0: must be at least 1")
+	}
+	if t.PortsPercent < 1 || t.PortsPercent > 100 {
+		return usagef("--ports-percent %d: not from 1 to 100", t.PortsPercent)
 	}
 	return nil
+}
+
+// over returns the thresholds of the command line, and those of was where it has none.
+func (c *config) over(was events.Thresholds) events.Thresholds {
+	t := c.thresholds
+	if !c.given("close-wait-after") {
+		t.CloseWaitAfter = was.CloseWaitAfter
+	}
+	if !c.given("fin-wait2-after") {
+		t.FinWait2After = was.FinWait2After
+	}
+	if !c.given("half-open-after") {
+		t.HalfOpenAfter = was.HalfOpenAfter
+	}
+	if !c.given("short-lived-rate") {
+		t.ShortLived = was.ShortLived
+	}
+	if !c.given("ports-percent") {
+		t.PortsPercent = was.PortsPercent
+	}
+	return t
 }
 
 // failures takes --fail-on.
@@ -344,8 +394,6 @@ func (f *flags) failures(c *config) error {
 			}
 		case slices.Contains(findingKinds, k):
 			c.failOn[k] = true
-		case slices.Contains(futureKinds, k):
-			c.idle = append(c.idle, "--fail-on "+k)
 		default:
 			return usagef("--fail-on %q: no such kind of finding; there are %s, and any", k, strings.Join(findingKinds, ", "))
 		}

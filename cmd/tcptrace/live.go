@@ -113,6 +113,7 @@ type runner struct {
 
 	lastClock, lastBooks time.Time
 	nextScan, nextFiles  time.Time // not before
+	nextSummary, nextAll time.Time // likewise: a summary, and a scan of all for its sake
 	lost                 uint64    // at the last stats record
 	wall                 int64     // of the last clock
 }
@@ -121,7 +122,7 @@ type runner struct {
 // happens meanwhile waits in the ring buffer.
 func (r *runner) start() error {
 	r.pipe.begin()
-	if err := r.sink.CloseWaitAfter(r.cfg.closeWaitAfter); err != nil {
+	if err := r.sink.Thresholds(r.cfg.thresholds); err != nil {
 		return err
 	}
 	for _, v := range r.kernel.Variants() {
@@ -141,6 +142,9 @@ func (r *runner) start() error {
 	if err := r.checkContainer(); err != nil {
 		return err
 	}
+	if err := r.networks(r.kernel.Networks()); err != nil {
+		return err
+	}
 	complete, err := r.kernel.Scan(r.event)
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
@@ -148,13 +152,14 @@ func (r *runner) start() error {
 	if !complete {
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
-	if err := r.scanned(events.Scan{Complete: complete, Every: true}); err != nil {
+	if err := r.scanned(events.Scan{Complete: complete, Every: true, All: true}); err != nil {
 		return err
 	}
 	if n := r.pipe.tracker.Counts().NoPlace; n > 0 {
 		r.log.Warn("there are more sockets than --max-sockets: the others are not shown", zap.Int("max-sockets", r.cfg.maxSockets))
 	}
 	r.nextScan = time.Now().Add(scanInterval)
+	r.nextSummary = time.Now().Add(r.cfg.summaryInterval)
 	if err := r.countFiles(); err != nil {
 		return err
 	}
@@ -256,6 +261,41 @@ func (r *runner) rescan(want aggregate.Want) error {
 	return nil
 }
 
+// summarize looks at all that there is, if that has not just cost too much, and prints
+// the summaries.
+func (r *runner) summarize(now time.Time) error {
+	if now.After(r.nextAll) {
+		begun := cpuTime()
+		complete, err := r.kernel.Scan(r.event)
+		if err != nil {
+			return fmt.Errorf("scan sockets: %w", err)
+		}
+		if err := r.scanned(events.Scan{Complete: complete, Every: true, All: true}); err != nil {
+			return err
+		}
+		took := cpuTime() - begun
+		r.nextAll = time.Now().Add(restAfterScan * took)
+		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", complete))
+	}
+	r.pipe.tracker.Summarize()
+	for !r.nextSummary.After(now) {
+		r.nextSummary = r.nextSummary.Add(r.cfg.summaryInterval)
+	}
+	return nil
+}
+
+// networks tells what these network namespaces allow.
+func (r *runner) networks(inodes []uint32) error {
+	for _, inode := range inodes {
+		// Of one that cannot be entered, no more than that is known.
+		n, _ := r.kernel.Network(inode)
+		if err := r.sink.Network(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // cpuTime is what this process has used of the CPUs, in the kernel too.
 func cpuTime() time.Duration {
 	var u unix.Rusage
@@ -328,6 +368,9 @@ func (r *runner) loop(ctx context.Context) error {
 			if err := r.look(); err != nil {
 				return err
 			}
+			if err := r.networks(r.pipe.tracker.WantNetworks()); err != nil {
+				return err
+			}
 			if r.pipe.out.broken() {
 				return nil
 			}
@@ -337,6 +380,11 @@ func (r *runner) loop(ctx context.Context) error {
 				if err := r.rescan(want); err != nil {
 					return err
 				}
+			}
+		}
+		if r.cfg.summaryInterval > 0 && !now.Before(r.nextSummary) {
+			if err := r.summarize(now); err != nil {
+				return err
 			}
 		}
 		if now.After(r.nextFiles) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"time"
 
 	"github.com/tcptrace/tcptrace/internal/jsonl"
 	"github.com/tcptrace/tcptrace/internal/text"
@@ -16,6 +15,7 @@ type encoder interface {
 	Connection([]byte, *aggregate.Connection) []byte
 	Socket([]byte, *aggregate.Socket) []byte
 	Finding([]byte, *aggregate.Finding) []byte
+	Summary([]byte, *aggregate.Summary) []byte
 	Stats([]byte, *aggregate.Stats) []byte
 }
 
@@ -39,7 +39,8 @@ type pipeline struct {
 	shed    uint64
 	failed  bool // a finding of --fail-on was made
 
-	recorded time.Duration // --close-wait-after of the recording that is replayed
+	recorded    events.Thresholds // of the recording that is replayed
+	nextSummary uint64            // of a replay
 }
 
 func newPipeline(cfg *config, out *sink) *pipeline {
@@ -55,7 +56,10 @@ func newPipeline(cfg *config, out *sink) *pipeline {
 		e := &jsonl.Encoder{}
 		p.enc, p.wall = e, &e.Wall
 	}
-	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets, cfg.closeWaitAfter)
+	p.tracker = aggregate.NewTracker(p, &cfg.filter, cfg.maxSockets, cfg.thresholds)
+	if cfg.snapshot {
+		p.tracker.SeesMinisockets(false) // all that there are
+	}
 	return p
 }
 
@@ -82,6 +86,14 @@ func (p *pipeline) Clock(ktime uint64, wall int64) error {
 	p.ktime = ktime
 	*p.wall = wall
 	p.tracker.Tick(ktime)
+	if every := uint64(p.cfg.summaryInterval); every > 0 && p.cfg.replay != "" {
+		if p.nextSummary != 0 && ktime >= p.nextSummary {
+			p.tracker.Summarize()
+		}
+		if ktime >= p.nextSummary {
+			p.nextSummary = ktime + every
+		}
+	}
 	return nil
 }
 
@@ -91,13 +103,18 @@ func (p *pipeline) Scanned(s events.Scan) error {
 	return nil
 }
 
-// CloseWaitAfter implements recording.Sink. A recording has the scans that fit its
-// own; to look for leaks after another time in it finds them late, or not at all.
-func (p *pipeline) CloseWaitAfter(d time.Duration) error {
-	if !p.cfg.closeWaitGiven {
-		p.tracker.CloseWaitAfter(d)
-	}
-	p.recorded = d
+// Thresholds implements recording.Sink. A recording has the scans that fit its own
+// CloseWaitAfter; to look for leaks after another time in it finds them late, or not at
+// all.
+func (p *pipeline) Thresholds(t events.Thresholds) error {
+	p.recorded = t
+	p.tracker.SetThresholds(p.cfg.over(t))
+	return nil
+}
+
+// Network implements recording.Sink.
+func (p *pipeline) Network(n events.Network) error {
+	p.tracker.Network(&n)
 	return nil
 }
 
@@ -180,6 +197,20 @@ func (p *pipeline) Finding(f *aggregate.Finding) bool {
 	p.out.put(p.enc.Finding(b, f))
 	p.records.Finding++
 	return true
+}
+
+// Summary implements aggregate.Output.
+func (p *pipeline) Summary(s *aggregate.Summary) {
+	if !p.cfg.print["summary"] {
+		return
+	}
+	b, ok := p.out.room()
+	if !ok {
+		p.shed++
+		return
+	}
+	p.out.put(p.enc.Summary(b, s))
+	p.records.Summary++
 }
 
 // stats does the sums. The books of the kernel side are those of the last call

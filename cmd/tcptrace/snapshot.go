@@ -20,7 +20,6 @@ func look(cfg *config, p *pipeline, log *zap.Logger) error {
 // snapshot prints the sockets that there are, and what is wrong with them.
 func snapshot(ctx context.Context, e env, cfg *config) error {
 	log := newLogger(e.stderr, cfg.verbose)
-	warnIdle(log, cfg)
 	out := newSink(e.stdout)
 	out.patience = ctx.Done() // nothing is missed meanwhile: a slow reader gets all of it
 	p := newPipeline(cfg, out)

@@ -29,7 +29,6 @@ func newLogger(w io.Writer, verbose bool) *zap.Logger {
 // stream is the main job: records to stdout until something ends it.
 func stream(ctx context.Context, e env, cfg *config) error {
 	log := newLogger(e.stderr, cfg.verbose)
-	warnIdle(log, cfg)
 	log.Debug("filter", zap.Stringer("filter", cfg))
 	if cfg.duration > 0 {
 		var cancel context.CancelFunc
@@ -68,13 +67,6 @@ func stream(ctx context.Context, e env, cfg *config) error {
 // errFound is the error of a run with a finding that --fail-on asks for.
 var errFound = errors.New("--fail-on: there was such a finding")
 
-// warnIdle says what was asked for in vain.
-func warnIdle(log *zap.Logger, cfg *config) {
-	for _, what := range cfg.idle {
-		log.Warn(what + " has no effect yet: that is to come in a later version")
-	}
-}
-
 // summarize says in one line what was seen and lost.
 func summarize(log *zap.Logger, p *pipeline) {
 	s := p.stats()
@@ -93,9 +85,9 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 	p.begin()
 	p.out.patience = ctx.Done() // a recording can wait for a slow reader
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
-	if cfg.closeWaitGiven && p.recorded != 0 && p.recorded != cfg.closeWaitAfter {
+	if was, is := p.recorded.CloseWaitAfter, cfg.over(p.recorded).CloseWaitAfter; was != is {
 		log.Warn(fmt.Sprintf("the recording was made with --close-wait-after %s, and looks at sockets when that is over: with %s, leaks may come late or be missing",
-			p.recorded, cfg.closeWaitAfter))
+			was, is))
 	}
 	switch {
 	case errors.Is(err, errStop):

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/tcptrace/tcptrace/internal/recording"
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -46,9 +45,14 @@ func (t *tee) Scanned(s events.Scan) error {
 	return t.pipeline.Scanned(s)
 }
 
-func (t *tee) CloseWaitAfter(d time.Duration) error {
-	t.keep(func(w *recording.Writer) error { return w.CloseWaitAfter(d) })
-	return t.pipeline.CloseWaitAfter(d)
+func (t *tee) Thresholds(th events.Thresholds) error {
+	t.keep(func(w *recording.Writer) error { return w.Thresholds(th) })
+	return t.pipeline.Thresholds(th)
+}
+
+func (t *tee) Network(n events.Network) error {
+	t.keep(func(w *recording.Writer) error { return w.Network(n) })
+	return t.pipeline.Network(n)
 }
 
 func (t *tee) Books(b events.Books) error {

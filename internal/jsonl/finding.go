@@ -48,13 +48,7 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 }
 
 func appendInt[T int | uint32 | uint64](b []byte, name string, n T) []byte {
-	// The first of an object follows no other.
-	if b[len(b)-1] != '{' {
-		b = append(b, ',')
-	}
-	b = appendName(b, name)
-	b = append(b, ':')
-	return strconv.AppendUint(b, uint64(n), 10)
+	return strconv.AppendUint(appendMember(b, name), uint64(n), 10)
 }
 
 func appendHolders(b []byte, hs []aggregate.SocketHolder) []byte {
@@ -84,6 +78,18 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 		return appendHistory(b, e.History)
 	case f.Kind == aggregate.FdLimit:
 		return appendLimit(b, e)
+	case f.Kind == aggregate.FinWait2Stuck:
+		return appendPeer(b, e.Peer)
+	case f.Kind == aggregate.TimeWaitPorts:
+		return appendPorts(b, e.Ports)
+	case f.Kind == aggregate.TimeWaitOverflow:
+		b = appendInt(b, "tcp_max_tw_buckets", e.Network.MaxTimeWait)
+		b = appendInt(b, "netns", e.Network.Netns)
+		return appendMakers(b, "processes", e.Makers)
+	case f.Kind == aggregate.ShortLived:
+		return appendChurn(b, e.Churn)
+	case f.Kind == aggregate.HalfOpen:
+		return appendCommon(b, &e.Ends)
 	case f.Kind == aggregate.CloseWaitLeak:
 		b = append(b, `"verdict":`...)
 		b = appendName(b, e.Verdict.String())
@@ -109,12 +115,7 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 	} else {
 		b = append(b, `,"age_bound":"at_least"`...)
 	}
-	b = append(b, `,"lport":`...)
-	b = appendPort(b, e.Ends.Lport)
-	b = append(b, `,"raddr":`...)
-	b = appendAddr(b, &e.Ends.Raddr)
-	b = append(b, `,"rport":`...)
-	b = appendPort(b, e.Ends.Rport)
+	b = appendCommon(b, &e.Ends)
 	if f.Kind == aggregate.CloseWaitLeak {
 		b = appendInt(b, "no_descriptor", e.NoDescriptor)
 		if e.Verdicts[aggregate.NotAccepted] > 0 {
@@ -129,6 +130,111 @@ func appendEvidence(b []byte, f *aggregate.Finding) []byte {
 		return b // the history is one of CLOSE_WAIT, and of one process
 	}
 	return appendHistory(b, e.History)
+}
+
+// appendMember appends the name of a member of an object.
+func appendMember(b []byte, name string) []byte {
+	if b[len(b)-1] != '{' { // the first follows no other
+		b = append(b, ',')
+	}
+	return append(appendName(b, name), ':')
+}
+
+func appendCommon(b []byte, e *aggregate.CommonEnds) []byte {
+	b = appendPort(appendMember(b, "lport"), e.Lport)
+	b = appendAddr(appendMember(b, "raddr"), &e.Raddr)
+	return appendPort(appendMember(b, "rport"), e.Rport)
+}
+
+func appendRate(b []byte, name string, perSecond float64) []byte {
+	return strconv.AppendFloat(appendMember(b, name), perSecond, 'f', 1, 64)
+}
+
+// appendMakers appends processes and how many sockets each has to do with.
+func appendMakers(b []byte, name string, ms []aggregate.Maker) []byte {
+	b = append(appendMember(b, name), '[')
+	for i := range ms {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"pid":`...)
+		b = strconv.AppendUint(b, uint64(ms[i].Pid), 10)
+		b = append(b, `,"comm":`...)
+		b = appendString(b, ms[i].Comm.Bytes())
+		b = append(appendInt(b, "count", ms[i].Count), '}')
+	}
+	return append(b, ']')
+}
+
+func appendPeer(b []byte, p *aggregate.PeerEvidence) []byte {
+	b = appendAddr(appendMember(b, "raddr"), &p.Raddr)
+	b = appendPort(appendMember(b, "rport"), p.Rport)
+	b = appendInt(b, "held", p.Held)
+	b = appendInt(b, "orphans", p.Orphans)
+	b = appendMember(b, "tcp_fin_timeout")
+	if p.FinTimeout == 0 {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendUint(b, uint64(p.FinTimeout), 10)
+	}
+	b = appendMakers(b, "closed_by", p.Closers)
+	b = appendMakers(b, "peers", p.Peers)
+	b = append(appendMember(b, "pairs"), '[')
+	for i := range p.Pairs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, '{')
+		b = appendCookieOnly(appendMember(b, "cookie"), p.Pairs[i].Cookie)
+		b = appendCookieOnly(appendMember(b, "peer_cookie"), p.Pairs[i].Peer)
+		b = appendMember(b, "peer_pid")
+		if p.Pairs[i].Owner.Pid == 0 {
+			b = append(b, "null"...)
+		} else {
+			b = strconv.AppendUint(b, uint64(p.Pairs[i].Owner.Pid), 10)
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+func appendPorts(b []byte, p *aggregate.PortsEvidence) []byte {
+	b = appendInt(b, "netns", p.Network.Netns)
+	side, far := "client", "rport"
+	if p.Ours {
+		side, far = "server", "lport"
+	}
+	b = appendName(appendMember(b, "side"), side)
+	b = appendAddr(appendMember(b, "laddr"), &p.Laddr)
+	b = appendAddr(appendMember(b, "raddr"), &p.Raddr)
+	b = appendPort(appendMember(b, far), p.Port)
+	b = appendInt(b, "ports", p.Total)
+	b = appendInt(b, "time_wait", p.TimeWait)
+	if !p.Ours {
+		b = appendInt(b, "live", p.Live)
+	}
+	b = append(appendMember(b, "ip_local_port_range"), '[')
+	b = strconv.AppendUint(b, uint64(p.Network.PortLow), 10)
+	b = append(b, ',')
+	b = strconv.AppendUint(b, uint64(p.Network.PortHigh), 10)
+	b = append(b, ']')
+	b = appendInt(b, "reserved_ports", uint32(p.Network.Reserved))
+	b = appendInt(b, "tcp_tw_reuse", uint32(p.Network.ReusePolicy))
+	b = appendInt(b, "tcp_timestamps", uint32(p.Network.Timestamps))
+	b = strconv.AppendBool(appendMember(b, "reusable"), p.Reuses)
+	b = appendRate(b, "connections_per_second", p.PerSecond)
+	b = appendRate(b, "sustainable_per_second", float64(p.Total)/60)
+	b = appendMs(appendMember(b, "exhausted_in_ms"), p.Exhausted)
+	return appendMakers(b, "processes", p.Makers)
+}
+
+func appendChurn(b []byte, c *aggregate.ChurnEvidence) []byte {
+	b = appendAddr(appendMember(b, "raddr"), &c.Raddr)
+	b = appendPort(appendMember(b, "rport"), c.Rport)
+	b = appendRate(b, "connections_per_second", c.PerSecond)
+	b = appendMs(appendMember(b, "life_p50_ms"), c.MedianLife)
+	b = appendMs(appendMember(b, "window_ms"), c.Over)
+	return appendInt(b, "connections", c.Connections)
 }
 
 func appendHistory(b []byte, h *aggregate.History) []byte {

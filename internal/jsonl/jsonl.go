@@ -155,7 +155,10 @@ func appendEnds(b []byte, s *aggregate.Ends) []byte {
 }
 
 func appendCookie(b []byte, cookie uint64) []byte {
-	b = append(b, `,"cookie":`...)
+	return appendCookieOnly(append(b, `,"cookie":`...), cookie)
+}
+
+func appendCookieOnly(b []byte, cookie uint64) []byte {
 	if cookie == 0 {
 		return append(b, "null"...)
 	}
@@ -339,6 +342,7 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	field(`,"connection":`, s.Records.Connection)
 	field(`,"socket":`, s.Records.Socket)
 	field(`,"finding":`, s.Records.Finding)
+	field(`,"summary":`, s.Records.Summary)
 	field(`,"stats":`, s.Records.Stats)
 	field(`},"unprinted":`, s.Unprinted)
 	field(`,"sockets_tracked":`, uint64(s.Tracked))

@@ -13,14 +13,13 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
 const (
 	magic   = "TCPTRACE"
-	version = 2
+	version = 3
 )
 
 type frame byte
@@ -32,7 +31,8 @@ const (
 	frameBooks
 	frameProbe
 	frameDetails
-	frameCloseWaitAfter
+	frameThresholds
+	frameNetwork
 )
 
 // A Sink takes what a run consists of. The tracing pipeline is one, and a Writer.
@@ -48,9 +48,10 @@ type Sink interface {
 	Books(events.Books) error
 	// Probe names the variant in use for a facility; "" is none.
 	Probe(facility, variant string) error
-	// CloseWaitAfter is the time after which a socket in CLOSE_WAIT is looked at; it
-	// comes before all events.
-	CloseWaitAfter(time.Duration) error
+	// Thresholds say what is a finding. They come before all events.
+	Thresholds(events.Thresholds) error
+	// Network takes what a network namespace allows.
+	Network(events.Network) error
 	// Details takes what /proc says of a process. It does not keep d.
 	Details(d *events.Details) error
 }
@@ -90,7 +91,7 @@ func (w *Writer) Clock(ktime uint64, wall int64) error {
 
 // Scanned implements Sink.
 func (w *Writer) Scanned(s events.Scan) error {
-	return w.frame(frameScanned, []byte{bit(s.Complete) | bit(s.Every)<<1})
+	return w.frame(frameScanned, []byte{bit(s.Complete) | bit(s.Every)<<1 | bit(s.All)<<2})
 }
 
 func bit(b bool) byte {
@@ -100,9 +101,22 @@ func bit(b bool) byte {
 	return 0
 }
 
-// CloseWaitAfter implements Sink.
-func (w *Writer) CloseWaitAfter(d time.Duration) error {
-	return w.frame(frameCloseWaitAfter, binary.LittleEndian.AppendUint64(nil, uint64(d)))
+// Thresholds implements Sink.
+func (w *Writer) Thresholds(t events.Thresholds) error {
+	b, err := binary.Append(nil, binary.LittleEndian, &t)
+	if err != nil {
+		return err
+	}
+	return w.frame(frameThresholds, b)
+}
+
+// Network implements Sink.
+func (w *Writer) Network(n events.Network) error {
+	b, err := binary.Append(nil, binary.LittleEndian, &n)
+	if err != nil {
+		return err
+	}
+	return w.frame(frameNetwork, b)
 }
 
 // Books implements Sink.
@@ -177,10 +191,16 @@ func play(f frame, b []byte, s Sink) error {
 		return s.Event(b)
 	case f == frameClock && len(b) == 16:
 		return s.Clock(le.Uint64(b), int64(le.Uint64(b[8:])))
-	case f == frameScanned && len(b) == 1 && b[0] < 4:
-		return s.Scanned(events.Scan{Complete: b[0]&1 != 0, Every: b[0]&2 != 0})
-	case f == frameCloseWaitAfter && len(b) == 8:
-		return s.CloseWaitAfter(time.Duration(le.Uint64(b)))
+	case f == frameScanned && len(b) == 1 && b[0] < 8:
+		return s.Scanned(events.Scan{Complete: b[0]&1 != 0, Every: b[0]&2 != 0, All: b[0]&4 != 0})
+	case f == frameThresholds && len(b) == binary.Size(events.Thresholds{}):
+		var t events.Thresholds
+		_, err := binary.Decode(b, le, &t) // of this size, it cannot fail
+		return errors.Join(err, s.Thresholds(t))
+	case f == frameNetwork && len(b) == binary.Size(events.Network{}):
+		var n events.Network
+		_, err := binary.Decode(b, le, &n)
+		return errors.Join(err, s.Network(n))
 	case f == frameBooks && len(b) == 48:
 		return s.Books(events.Books{
 			Seen: le.Uint64(b), Filtered: le.Uint64(b[8:]), RingFull: le.Uint64(b[16:]),

@@ -136,6 +136,28 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 	return fmt.Appendf(b, " finding %s %s %s: %s\n", f.Status, f.Severity, f.Kind, Printable([]byte(f.Message)))
 }
 
+// Summary appends s as one line, and one for each process.
+func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
+	at := time.Unix(0, int64(s.Ktime)+e.Wall).Format("15:04:05.000000")
+	b = fmt.Appendf(b, "%s summary netns=%d opened=%d closed=%d", at, s.Netns, s.Opened, s.Closed)
+	for st, n := range s.States {
+		if n > 0 {
+			b = fmt.Appendf(b, " %s=%d", events.State(st), n)
+		}
+	}
+	b = append(b, '\n')
+	for i := range s.Processes {
+		p := &s.Processes[i]
+		b = fmt.Appendf(b, "%s summary netns=%d %s[%d] close_wait=%d time_wait=%d entered=%d closed=%d",
+			at, s.Netns, Printable(p.Comm.Bytes()), p.Pid, p.CloseWait, p.TimeWait, p.Entered, p.Closed)
+		if p.Oldest >= 0 {
+			b = fmt.Appendf(b, " oldest=%s ms", ms(p.Oldest))
+		}
+		b = append(b, '\n')
+	}
+	return b
+}
+
 // Stats appends s as one line.
 func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	b = time.Unix(0, int64(s.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")

@@ -126,6 +126,13 @@ func mayBeHandedOver(ev *events.Event) bool {
 		ev.Flags&(events.Done|events.Dead) == events.Dead
 }
 
+// endsInTimeWait reports whether TIME_WAIT begins with this transition to CLOSE, unless
+// there is no place for it (tcp_time_wait, called by tcp_fin or in CLOSING).
+func endsInTimeWait(ev *events.Event) bool {
+	return (ev.Old == events.FinWait2 || ev.Old == events.Closing) && ev.New == events.Close && ev.Err == 0 &&
+		ev.Flags&events.Done != 0
+}
+
 // lettingGo reports whether the process closed or shut down the socket in this
 // transition. Reset, time-out, and ss -K (ECONNABORTED, whose caller has nothing
 // to do with the socket) are not that; nor is connect(AF_UNSPEC), which leaves

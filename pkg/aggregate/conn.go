@@ -34,7 +34,8 @@ type conn struct {
 	gap       bool // a transition was missed since the last one that was reported
 	missed    bool // a transition was missed
 	unprinted uint32
-	handed    bool // a minisocket has taken over
+	handed    bool   // a minisocket has taken over
+	ports     uint32 // the portGroup that counts it
 
 	// What the scans say.
 	quiet    uint64 // when it was found: at least so long in its state
@@ -46,9 +47,11 @@ type conn struct {
 	examined bool   // a scan has found it in CLOSE_WAIT
 	accepted bool   // somebody has, or had, a descriptor of it
 	kernel   bool
-	busy     bool  // late, and in use when the last scan looked
-	unseen   uint8 // complete scans since then that did not find it
-	unheld   bool  // the last scan found no holder of it
+	silent   uint64 // Ktime at which it was last heard of, if that is too long ago
+	missing  uint8  // complete scans of all in a row that have not found it
+	busy     bool   // late, and in use when the last scan looked
+	unseen   uint8  // complete scans since then that did not find it
+	unheld   bool   // the last scan found no holder of it
 
 	// See suspects.
 	suspect uint8

@@ -15,11 +15,22 @@ const (
 	NeverClosed
 	ResetFdLeak
 	FdLimit
+	FinWait2Stuck
+	TimeWaitPorts
+	TimeWaitOverflow
+	ShortLived
+	HalfOpen
 
 	numKinds
 )
 
-var kindNames = [numKinds]string{"close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit"}
+var kindNames = [numKinds]string{
+	"close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit", "fin_wait2_stuck",
+	"time_wait_ports", "time_wait_overflow", "short_lived", "half_open",
+}
+
+// Kinds returns the names of all kinds.
+func Kinds() []string { return kindNames[:] }
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -41,7 +52,8 @@ func (s Status) String() string { return statusNames[s] }
 // Severity says how urgent a finding is.
 type Severity uint8
 
-// The severities. Critical: connections will soon fail for want of descriptors.
+// The severities. Critical: connections will soon fail, for want of descriptors or
+// ports. Info: nothing fails.
 const (
 	Info Severity = iota
 	Warning
@@ -62,7 +74,7 @@ type SocketHolder struct {
 const maxFindingHolders = 16
 
 // A Finding is something that a person should act on. One with a Pid of 0 is
-// about sockets that no visible process holds.
+// about sockets that no visible process holds, or about no process here.
 type Finding struct {
 	Ktime     uint64
 	ID        string // the same for every record about the same problem
@@ -102,6 +114,12 @@ type Evidence struct {
 	PerMinute float64       // growth of CloseWait
 	Measured  bool          // PerMinute is known
 	Exhausted time.Duration // until the last descriptor is taken at that rate; or Unknown
+
+	Peer    *PeerEvidence   // FinWait2Stuck
+	Ports   *PortsEvidence  // TimeWaitPorts
+	Churn   *ChurnEvidence  // ShortLived
+	Network *events.Network // TimeWaitOverflow
+	Makers  []Maker         // TimeWaitOverflow: of the connections that skipped it
 
 	// Resolved.
 	PeakCount  int

@@ -9,10 +9,11 @@ const unseenScans = 2
 // A finding is an open problem of one process. What it says is put together anew
 // after every scan.
 type finding struct {
-	kind    Kind
-	proc    uint32
+	subject
 	serial  uint64
-	members int // late sockets that it is about; of FdLimit, 1 as long as it is so
+	id      string
+	was     culprit
+	members int // late sockets that it is about; of what is no set of sockets, 1 as long as it is so
 	fresh   bool
 
 	count    int
@@ -27,6 +28,16 @@ type finding struct {
 	lastSeverity Severity
 	peakCount    int
 	peakAge      uint64
+}
+
+// subject is what a finding is about: there is one open finding about it at most.
+type subject struct {
+	kind  Kind
+	proc  uint32
+	group uint32 // of TimeWaitPorts, the portGroup
+	netns uint32
+	rport uint16
+	raddr events.Addr
 }
 
 // noFinding is the number of what a conn that belongs to no finding belongs to.
@@ -50,27 +61,59 @@ func (t *Tracker) join(i, f uint32) {
 // findingOf returns the number of the open finding of this kind about a process.
 // It may be new.
 func (t *Tracker) findingOf(kind Kind, proc uint32) uint32 {
-	open := &t.procs.all[proc].open[kind]
-	if *open == noFinding {
-		t.serial++
-		f := &finding{kind: kind, proc: proc, serial: t.serial}
-		if k := len(t.freeFindings); k > 0 {
-			*open, t.freeFindings = t.freeFindings[k-1], t.freeFindings[:k-1]
-			t.findings[*open] = f
-		} else {
-			*open = uint32(len(t.findings))
-			t.findings = append(t.findings, f)
-		}
-	}
-	return *open
+	return t.open(subject{kind: kind, proc: proc})
 }
+
+// open returns the number of the open finding about s. It may be new.
+func (t *Tracker) open(s subject) uint32 {
+	n, ok := t.opened[s]
+	if ok {
+		return n
+	}
+	t.serial++
+	f := &finding{subject: s, serial: t.serial, severity: Warning}
+	if k := len(t.freeFindings); k > 0 {
+		n, t.freeFindings = t.freeFindings[k-1], t.freeFindings[:k-1]
+		t.findings[n] = f
+	} else {
+		n = uint32(len(t.findings))
+		t.findings = append(t.findings, f)
+	}
+	t.opened[s] = n
+	t.procs.all[s.proc].findings++
+	return n
+}
+
+// close says that the finding about s, if there is one, is over.
+func (t *Tracker) close(s subject) {
+	if n := t.opened[s]; n != noFinding {
+		t.findings[n].members = 0
+	}
+}
+
+// forget lets go of a finding that is over and reported.
+func (t *Tracker) forget(n uint32) {
+	f := t.findings[n]
+	delete(t.opened, f.subject)
+	t.findings[n] = nil
+	t.freeFindings = append(t.freeFindings, n)
+	t.procs.all[f.proc].findings--
+	t.procs.release(f.proc)
+	if f.group != 0 {
+		t.groups[f.group].finding = noFinding
+		t.leaveGroup(f.group)
+	}
+}
+
+// aboutLate reports whether it is about late sockets: findLeaks puts it together.
+func (k Kind) aboutLate() bool { return k == CloseWaitLeak || k == ResetFdLeak }
 
 // findLeaks weighs the late sockets by what the scan that has just ended says of
 // them. With complete, those that it has not found are not there any more, or
 // have gone meanwhile.
 func (t *Tracker) findLeaks(complete bool) {
 	for _, f := range t.findings {
-		if f != nil && f.kind != FdLimit {
+		if f != nil && f.kind.aboutLate() {
 			f.count, f.first, f.holders, f.evidence = 0, 0, f.holders[:0], Evidence{}
 			f.fresh = true
 		}
@@ -86,7 +129,7 @@ func (t *Tracker) findLeaks(complete bool) {
 		t.vanish(i, t.now)
 	}
 	for _, f := range t.findings {
-		if f != nil && f.kind != FdLimit {
+		if f != nil && f.kind.aboutLate() {
 			t.weigh(f)
 		}
 	}

@@ -98,8 +98,9 @@ func (t *Tracker) Details(d *events.Details) {
 		return
 	}
 	q := t.procs.describe(d)
-	if d.Gone && q.open[FdLimit] != noFinding {
-		t.findings[q.open[FdLimit]].members = 0
+	proc := t.procs.byPid[d.Pid]
+	if d.Gone {
+		t.close(subject{kind: FdLimit, proc: proc})
 	}
 	if d.FileLimit == 0 || !t.scanDone {
 		return
@@ -117,7 +118,8 @@ func (t *Tracker) limit(q *process) {
 		percent = open * 100 / limit
 	}
 	full, share := uint64(crowdedPercent), uint64(2)
-	if q.open[FdLimit] != noFinding {
+	about := subject{kind: FdLimit, proc: t.procs.byPid[q.pid]}
+	if t.opened[about] != noFinding {
 		full, share = relievedPercent, 3 // it takes more to take it back
 	}
 	counted := q.fds.ktime != 0 && t.now < q.fds.ktime+recount
@@ -127,7 +129,7 @@ func (t *Tracker) limit(q *process) {
 		t.wantOwners, q.fds.waits = true, true
 		return
 	case uint64(q.fds.n)*share >= open:
-		f := t.findings[t.findingOf(FdLimit, t.procs.byPid[q.pid])]
+		f := t.findings[t.open(about)]
 		f.members, f.fresh, f.count = 1, true, min(q.fds.n, int(open))
 		f.severity = Warning
 		if percent >= criticalPercent {
@@ -135,9 +137,7 @@ func (t *Tracker) limit(q *process) {
 		}
 		return
 	}
-	if q.open[FdLimit] != noFinding {
-		t.findings[q.open[FdLimit]].members = 0
-	}
+	t.close(about)
 }
 
 // Watched returns the processes whose descriptors are worth a look: those that
@@ -146,7 +146,7 @@ func (t *Tracker) Watched() []uint32 {
 	const many = 8
 	t.pids = t.pids[:0]
 	for _, q := range t.procs.all[1:] {
-		if q != nil && (max(q.owned, q.fds.n) >= many || q.open != [numKinds]uint32{}) {
+		if q != nil && (max(q.owned, q.fds.n) >= many || q.findings > 0) {
 			t.pids = append(t.pids, q.pid)
 		}
 	}

@@ -36,7 +36,15 @@ func (t *Tracker) judge(i uint32) {
 			c.verdict = no
 		}
 	}
+	t.opens(c)
 	t.release(i)
+}
+
+// opens counts a connection whose beginning was seen, once it is known to match.
+func (t *Tracker) opens(c *conn) {
+	if c.verdict == yes && c.start != 0 && c.role != RoleUnknown {
+		t.net(c.Netns).opened++
+	}
 }
 
 // settle decides for a socket that has ended: one that nobody has accepted is its
@@ -56,6 +64,7 @@ func (t *Tracker) yield(i uint32) {
 	c := t.table.at(i)
 	if c.verdict == undecided && c.byQueue && t.filter.byEnds(&c.Ends, false) == yes {
 		c.verdict = yes
+		t.opens(c)
 		t.release(i)
 	}
 }
@@ -122,6 +131,7 @@ func (t *Tracker) Tick(ktime uint64) {
 		}
 	})
 	t.tickMinis(ktime)
+	t.tickChurns()
 	t.expireSuspects()
 	t.report()
 }
@@ -147,6 +157,7 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 func (t *Tracker) Scanned(s events.Scan) {
 	if !t.scanDone {
 		t.firstScan()
+		t.summarized = t.now
 		if s.Complete {
 			t.settled = t.now
 		}
@@ -160,9 +171,17 @@ func (t *Tracker) Scanned(s events.Scan) {
 	if s.Every {
 		t.every = t.now
 		t.countFds()
+		t.findStuck()
+		t.findHalfOpen()
+		t.expireLostMinis()
+	}
+	if s.All {
+		t.reconcile(s.Complete)
 	}
 	t.findLeaks(s.Complete)
 	t.judged = t.now
+	clear(t.newcomers)
+	t.scanFrom = 0
 	t.scan++
 	t.holders = t.holders[:1]
 }
@@ -185,6 +204,11 @@ func (t *Tracker) firstScan() {
 		}
 	}
 	t.scanned, t.scanDone, t.unsorted = nil, true, true
+	for i := range t.groups {
+		if g := &t.groups[i]; g.live+g.waiting > 0 {
+			t.weighPorts(uint32(i))
+		}
+	}
 }
 
 func (t *Tracker) emitSocket(i uint32) {

@@ -128,6 +128,9 @@ func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 
 // row takes one socket, or one descriptor of one, that a scan found.
 func (t *Tracker) row(ev *events.Event) {
+	if t.scanFrom == 0 {
+		t.scanFrom = ev.Ktime
+	}
 	if ev.Fd >= 0 && ev.Proc.Pid != 0 {
 		t.countFd(&ev.Proc, ev.Thread)
 	}
@@ -141,8 +144,9 @@ func (t *Tracker) row(ev *events.Event) {
 	i := t.table.find(ev.Skaddr)
 	if i == 0 {
 		// After the first scan a socket that is not known is one whose events
-		// are still to be read, or that has just gone.
+		// are still to be read, or were missed.
 		if t.scanDone {
+			t.newcomers[ev.Skaddr] = *ev
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
@@ -161,6 +165,7 @@ func (t *Tracker) row(ev *events.Event) {
 	}
 	if c.scan != t.scan {
 		c.scan, c.holder, c.unseen = t.scan, 0, 0
+		t.sees(i, ev)
 	}
 	if ev.Fd >= 0 {
 		t.own(i, &ev.Proc, SourceFd)
@@ -181,10 +186,14 @@ const ticks = 20 * time.Millisecond
 // no transitions, and belongs to nobody.
 func (t *Tracker) mini(ev *events.Event) {
 	e := Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
-	if ev.New != events.SynRecv && t.seesMinis {
+	match := !t.filter.ByProcess() && t.filter.byEnds(&e, false) == yes
+	switch {
+	case ev.New != events.SynRecv && t.seesMinis:
 		t.foundMini(ev)
+	case ev.New == events.SynRecv && match:
+		t.net(ev.Netns).counting++
 	}
-	if t.scanDone || t.filter.ByProcess() || t.filter.byEnds(&e, false) != yes {
+	if t.scanDone || !match {
 		return
 	}
 	s := Socket{Ends: e, Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: ev.Left}
@@ -215,7 +224,7 @@ func (t *Tracker) foundMini(ev *events.Event) {
 		}
 	}
 	m := t.minis.at(i)
-	m.scan, m.unseen = t.scan, 0
+	m.scan, m.missing = t.scan, 0
 	m.expires = ev.Ktime + uint64(ev.Left)
 	if ev.New == events.TimeWait {
 		t.finArrived(i)
@@ -264,7 +273,10 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if ev.New == events.Listen && ev.Cookie != 0 {
 		t.listeners[ev.Cookie] = i
 	}
-	t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
+	t.takePort(i, ev.Ktime)
+	if !t.scanDone {
+		t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
+	}
 }
 
 // stillThere returns the conn that the first scan found, unless the socket has

@@ -1,4 +1,304 @@
 package aggregate
 
-func (t *Tracker) countPort(i uint32) {}
-func (t *Tracker) uncountPort(i uint32) {}
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// The share of the ports, in percent, at which it is critical that they run out, and
+// how far it must fall for the finding to be over.
+const (
+	criticalPorts = 90
+	relievedPorts = 15
+)
+
+// portKey names the connections that differ in one port only: so many may there be as
+// there are ports for that end.
+type portKey struct {
+	netns uint32
+	port  uint16      // the end that is not ephemeral
+	ours  bool        // and it is here: the other end's ports are counted
+	near  events.Addr // our address
+	far   events.Addr
+}
+
+// portGroup counts the ports that such connections hold. It holds no pointers.
+type portGroup struct {
+	key     portKey
+	live    uint32 // connections; of ours, they are not counted
+	waiting uint32 // minisockets
+	plain   uint32 // of these, those without timestamps: no connect() takes their ports
+	finding uint32
+	since   uint64 // Ktime at which the first came
+
+	// By second, the last one of which something is known and the one before.
+	second  uint64
+	taken   [2]uint32
+	given   [2]uint32 // back
+	entered [2]uint32 // TIME_WAIT
+}
+
+func (g *portGroup) roll(ktime uint64) {
+	s := ktime / uint64(time.Second)
+	switch {
+	case s <= g.second:
+	case s == g.second+1:
+		g.taken = [2]uint32{0, g.taken[0]}
+		g.given = [2]uint32{0, g.given[0]}
+		g.entered = [2]uint32{0, g.entered[0]}
+		g.second = s
+	default:
+		g.taken, g.given, g.entered = [2]uint32{}, [2]uint32{}, [2]uint32{}
+		g.second = s
+	}
+}
+
+// portGroupOf returns the number of the group that a connection with these ends counts
+// in, 0 if in none. A live connection to a port of ours is not counted: there is one
+// group for each peer that there ever is.
+func (t *Tracker) portGroupOf(e *Ends, role Role, live bool, ktime uint64) uint32 {
+	n := t.net(e.Netns)
+	if role == RoleUnknown {
+		role = Server
+		if n.known && e.Lport != 0 && n.ephemeral(e.Lport) {
+			role = Client
+		}
+	}
+	k := portKey{netns: e.Netns, near: e.Laddr, far: e.Raddr, port: e.Rport}
+	if role == Server {
+		k.ours, k.port = true, e.Lport
+		if live {
+			return 0
+		}
+	} else if n.known && !n.ephemeral(e.Lport) {
+		return 0 // bound to one that connect() never chooses
+	}
+	i, ok := t.groupOf[k]
+	if !ok {
+		if l := len(t.freeGroups); l > 0 {
+			i, t.freeGroups = t.freeGroups[l-1], t.freeGroups[:l-1]
+		} else {
+			i = uint32(len(t.groups))
+			t.groups = append(t.groups, portGroup{})
+		}
+		t.groups[i] = portGroup{key: k, since: ktime}
+		t.groupOf[k] = i
+	}
+	return i
+}
+
+// takePort counts a connection that begins, or that a scan has found.
+func (t *Tracker) takePort(i uint32, ktime uint64) {
+	c := t.table.at(i)
+	if c.Rport == 0 || c.ports != 0 {
+		return
+	}
+	if c.ports = t.portGroupOf(&c.Ends, c.role, true, ktime); c.ports == 0 {
+		return
+	}
+	g := &t.groups[c.ports]
+	g.live++
+	g.roll(ktime)
+	g.taken[0]++
+	t.weighPorts(c.ports)
+}
+
+// givePort counts it no more.
+func (t *Tracker) givePort(c *conn) {
+	if c.ports == 0 {
+		return
+	}
+	g := &t.groups[c.ports]
+	g.live--
+	g.roll(t.now)
+	g.given[0]++
+	t.leaveGroup(c.ports)
+	c.ports = 0
+}
+
+// keepPort counts a port that goes over from a connection to its minisocket; c is nil
+// if that is not known.
+func (t *Tracker) keepPort(c *conn, m *minisocket, ktime uint64) {
+	if c != nil && c.ports != 0 {
+		m.ports, c.ports = c.ports, 0
+		t.groups[m.ports].live--
+	} else {
+		m.ports = t.portGroupOf(&m.Ends, m.role, false, ktime)
+		if m.ports == 0 {
+			return
+		}
+		g := &t.groups[m.ports]
+		g.roll(ktime)
+		g.taken[0]++
+	}
+	g := &t.groups[m.ports]
+	g.waiting++
+	if !m.stamped {
+		g.plain++
+	}
+	g.roll(ktime)
+	g.entered[0]++
+	t.weighPorts(m.ports)
+}
+
+// freePort counts it no more.
+func (t *Tracker) freePort(m *minisocket) {
+	if m.ports == 0 {
+		return
+	}
+	g := &t.groups[m.ports]
+	g.waiting--
+	if !m.stamped {
+		g.plain--
+	}
+	g.roll(t.now)
+	g.given[0]++
+	t.leaveGroup(m.ports)
+}
+
+func (t *Tracker) leaveGroup(i uint32) {
+	g := &t.groups[i]
+	if g.finding != noFinding {
+		t.weighPorts(i)
+	}
+	if g.live == 0 && g.waiting == 0 && g.finding == noFinding {
+		delete(t.groupOf, g.key)
+		*g = portGroup{}
+		t.freeGroups = append(t.freeGroups, i)
+	}
+}
+
+// used is how many ports of the group a connect() cannot have now.
+func (t *Tracker) used(g *portGroup) int {
+	n := t.net(g.key.netns)
+	if !g.key.ours && n.reuses(&g.key.near, &g.key.far) {
+		// Those that have been waiting for more than a second are free to it.
+		return int(g.live + max(g.plain, min(g.waiting, g.entered[0]+g.entered[1])))
+	}
+	return int(g.live + g.waiting)
+}
+
+// weighPorts finds out whether the ports run out.
+func (t *Tracker) weighPorts(i uint32) {
+	g := &t.groups[i]
+	n := t.net(g.key.netns)
+	total := n.ports()
+	used := int(g.live + g.waiting)
+	percent := int(t.thresholds.PortsPercent)
+	if g.finding == noFinding && used*2*100 < total*percent {
+		return // far from it: this is the way of nearly all connections
+	}
+	if !n.known || !t.scanDone {
+		return
+	}
+	n.busy = true
+	used = t.used(g)
+	switch {
+	case used*100 >= total*percent:
+		if g.finding == noFinding {
+			if t.filter.ByProcess() && len(t.makers(i)) == 0 {
+				return
+			}
+			g.finding = t.open(subject{kind: TimeWaitPorts, group: i})
+		}
+		f := t.findings[g.finding]
+		f.members, f.fresh, f.count = 1, true, used
+		f.severity = Warning
+		switch {
+		case g.key.ours:
+			f.severity = Info // a new SYN may take the place of one in TIME_WAIT
+		case used*100 >= total*criticalPorts:
+			f.severity = Critical
+		}
+		if t.due(f) {
+			t.urgent = true
+		}
+	case g.finding != noFinding && used*100 < total*max(percent-relievedPorts, 0):
+		t.findings[g.finding].members = 0
+	}
+}
+
+// Maker is a process that has made some of the connections that a finding is about.
+type Maker struct {
+	Pid   uint32
+	Comm  events.Comm
+	Count int
+}
+
+const maxMakers = 8
+
+// makers returns the processes that hold the ports of a group, those with most first,
+// as many as a finding has. Ports of connections whose process is not known are not
+// among them. It looks at all that there is, which takes milliseconds: it is called
+// when there is something to say.
+func (t *Tracker) makers(i uint32) []Maker {
+	count := map[uint32]int{}
+	for _, k := range t.minis.byAddr {
+		if m := t.minis.at(k); m.ports == i {
+			count[m.proc]++
+		}
+	}
+	if t.groups[i].live > 0 {
+		for _, k := range t.table.byAddr {
+			if c := t.table.at(k); c.ports == i {
+				count[c.proc]++
+			}
+		}
+	}
+	return t.rank(count, true)
+}
+
+// rank returns the processes of count, or those of them that the filter asks for.
+func (t *Tracker) rank(count map[uint32]int, asked bool) []Maker {
+	var ms []Maker
+	for n, k := range count {
+		if q := t.procs.all[n]; n != nobody && (!asked || t.procs.asked(q)) {
+			ms = append(ms, Maker{Pid: q.pid, Comm: q.comm, Count: k})
+		}
+	}
+	slices.SortFunc(ms, func(a, b Maker) int {
+		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Pid, b.Pid))
+	})
+	return ms[:min(len(ms), maxMakers)]
+}
+
+// PortsEvidence is what a finding about ports rests on.
+type PortsEvidence struct {
+	Laddr, Raddr events.Addr
+	Port         uint16 // the peer's; with Ours, our own
+	Ours         bool   // the connections come from one address to this port of ours
+	Total        int    // ports that there are
+	Live         int    // taken by connections
+	TimeWait     int    // taken by minisockets
+	PerSecond    float64
+	Exhausted    time.Duration // until none is left, at this rate; Unknown if they do not get fewer
+	Reuses       bool          // connect() may take those that have been in TIME_WAIT for a second
+	Network      events.Network
+	Makers       []Maker
+}
+
+// portsEvidence draws the sum of a group.
+func (t *Tracker) portsEvidence(i uint32) *PortsEvidence {
+	g := &t.groups[i]
+	g.roll(t.now)
+	n := t.net(g.key.netns)
+	e := &PortsEvidence{
+		Laddr: g.key.near, Raddr: g.key.far, Port: g.key.port, Ours: g.key.ours,
+		Total: n.ports(), Live: int(g.live), TimeWait: int(g.waiting), Exhausted: Unknown,
+		Reuses: !g.key.ours && n.reuses(&g.key.near, &g.key.far), Network: n.Network, Makers: t.makers(i),
+	}
+	// The second under way, and the one before it.
+	over := time.Duration(t.now%uint64(time.Second)) + time.Second
+	if age := time.Duration(t.now - min(g.since, t.now)); age < over {
+		over = max(age, time.Millisecond)
+	}
+	e.PerSecond = float64(g.taken[0]+g.taken[1]) / over.Seconds()
+	growth := e.PerSecond - float64(g.given[0]+g.given[1])/over.Seconds()
+	if left := e.Total - t.used(g); growth > 0 && !e.Reuses {
+		e.Exhausted = time.Duration(float64(max(left, 0)) / growth * float64(time.Second))
+	}
+	return e
+}

@@ -14,13 +14,16 @@ type process struct {
 	details events.Details
 	known   bool // details was asked for
 
-	owned    int // sockets that it owns; of nobody, it says nothing
-	timeWait int // minisockets of connections that it owned
-	fds      fds
-	history  History
-	growth   growth
-	exit     exit
-	open     [numKinds]uint32 // findings about it, by number
+	owned                   int // sockets that it owns; of nobody, it says nothing
+	timeWait                int // minisockets of connections that it owned
+	fds                     fds
+	history                 History
+	growth                  growth
+	exit                    exit
+	findings                int    // that are open
+	pins                    int    // other things that refer to it
+	lastEntered, lastClosed uint64 // of history, at the last summary
+	skipped                 int    // connections that should have gone into TIME_WAIT and have not
 }
 
 // nobody is the process that owns what no process is known to own.
@@ -99,7 +102,7 @@ func (p *processes) sweep() {
 
 // idle reports whether nothing refers to the process.
 func (q *process) idle() bool {
-	return q.owned == 0 && q.timeWait == 0 && q.exit.count == 0 && q.open == [numKinds]uint32{}
+	return q.owned == 0 && q.timeWait == 0 && q.exit.count == 0 && q.findings == 0 && q.pins == 0
 }
 
 // release forgets a process that has lost its PID, once nothing refers to it.

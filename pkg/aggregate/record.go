@@ -244,7 +244,7 @@ func (l Lost) Sum() uint64 { return l.RingFull + l.Nested + l.TableFull + l.Deco
 
 // Records is the number of records printed, by type.
 type Records struct {
-	Transition, Connection, Socket, Finding, Stats uint64
+	Transition, Connection, Socket, Finding, Summary, Stats uint64
 }
 
 // Probe names the variant in use for a facility of the kernel side; Variant is
@@ -261,4 +261,5 @@ type Output interface {
 	Connection(*Connection) bool
 	Socket(*Socket) bool
 	Finding(*Finding) bool
+	Summary(*Summary)
 }

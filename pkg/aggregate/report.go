@@ -57,6 +57,7 @@ func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
 
 // report says what is new.
 func (t *Tracker) report() {
+	t.urgent = false
 	for n, f := range t.findings {
 		if f == nil {
 			continue
@@ -65,7 +66,10 @@ func (t *Tracker) report() {
 		if f.kind == FdLimit && t.procs.byPid[q.pid] != f.proc {
 			f.members = 0 // it has exited, and its PID is another's
 		}
-		if f.kind != FdLimit {
+		if f.kind == FinWait2Stuck {
+			f.count = f.members
+		}
+		if f.kind.aboutLate() {
 			f.severity = Warning
 			if l := q.details.FileLimit; l != 0 && uint64(f.count) >= l/2 {
 				f.severity = Critical
@@ -76,10 +80,7 @@ func (t *Tracker) report() {
 		}
 		f.fresh = false
 		if f.members == 0 {
-			q.open[f.kind] = noFinding
-			t.findings[n] = nil
-			t.freeFindings = append(t.freeFindings, uint32(n))
-			t.procs.release(f.proc)
+			t.forget(uint32(n))
 		}
 	}
 	t.reportExits(exitSettled)
@@ -139,20 +140,20 @@ func (t *Tracker) age(f *finding) uint64 { return t.now - min(f.first, t.now) }
 func (t *Tracker) tell(f *finding) bool {
 	q := t.procs.all[f.proc]
 	r := Finding{
-		Ktime: t.now, ID: identify(f.kind, q.pid, f.serial), Kind: f.kind, Severity: f.severity,
+		Ktime: t.now, Kind: f.kind, Severity: f.severity,
 		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.details.Container,
 		Oldest: Unknown, Holders: f.holders, Evidence: f.evidence,
 	}
 	e := &r.Evidence
 	e.History, e.OpenFiles, e.FileLimit = &q.history, q.details.OpenFiles, q.details.FileLimit
 	e.Exhausted = Unknown
-	if f.kind == FdLimit {
-		e.Sockets, e.CloseWait = f.count, q.history.Held
-		if e.PerMinute, e.Measured = q.growth.perMinute(); e.Measured && e.PerMinute > 0 {
-			left := float64(e.FileLimit - min(uint64(e.OpenFiles), e.FileLimit))
-			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))
-		}
+	if f.members > 0 {
+		t.evidence(f, &r)
 	}
+	if f.id == "" {
+		f.id = identify(f.kind, r.Pid, f.serial)
+	}
+	r.ID = f.id
 	age := t.age(f)
 	if f.members == 0 {
 		r.Status, r.Holders = Resolved, nil
@@ -160,6 +161,7 @@ func (t *Tracker) tell(f *finding) bool {
 		if f.peakAge != 0 {
 			e.PeakOldest = time.Duration(f.peakAge)
 		}
+		f.was.blame(&r)
 	} else {
 		r.Count = f.count
 		f.peakCount = max(f.peakCount, f.count)
@@ -170,6 +172,7 @@ func (t *Tracker) tell(f *finding) bool {
 		if f.reported {
 			r.Status = Update
 		}
+		f.was = culpritOf(&r)
 	}
 	r.Message, r.Advice = explain(&r)
 	if !t.out.Finding(&r) {
@@ -177,6 +180,60 @@ func (t *Tracker) tell(f *finding) bool {
 	}
 	f.reported, f.lastCount, f.lastAge, f.lastSeverity = true, f.count, age, f.severity
 	return true
+}
+
+// evidence fills in what only looking at other things than the finding's own sockets
+// tells; and who it is about, if that is not settled by its subject.
+func (t *Tracker) evidence(f *finding, r *Finding) {
+	e := &r.Evidence
+	switch f.kind {
+	case FdLimit:
+		q := t.procs.all[f.proc]
+		e.Sockets, e.CloseWait = f.count, q.history.Held
+		if e.PerMinute, e.Measured = q.growth.perMinute(); e.Measured && e.PerMinute > 0 {
+			left := float64(e.FileLimit - min(uint64(e.OpenFiles), e.FileLimit))
+			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))
+		}
+	case FinWait2Stuck:
+		e.Peer = t.peerEvidence(f)
+		t.accuseFirst(r, e.Peer.Peers)
+	case TimeWaitPorts:
+		e.Ports = t.portsEvidence(f.group)
+		t.accuseFirst(r, e.Ports.Makers)
+	case TimeWaitOverflow:
+		count := map[uint32]int{}
+		for n, q := range t.procs.all {
+			if q != nil && q.skipped > 0 {
+				count[uint32(n)] = q.skipped
+			}
+		}
+		e.Makers = t.rank(count, true)
+		t.accuseFirst(r, e.Makers)
+	}
+}
+
+// accuseFirst makes r about the process that has most to do with it.
+func (t *Tracker) accuseFirst(r *Finding, ms []Maker) {
+	if len(ms) == 0 {
+		return
+	}
+	r.Pid, r.Comm = ms[0].Pid, ms[0].Comm
+	if n, ok := t.procs.byPid[r.Pid]; ok {
+		r.Exe, r.Container = t.procs.all[n].details.Exe, t.procs.all[n].details.Container
+	}
+}
+
+// culprit is who a finding was about when it was reported last.
+type culprit struct {
+	pid            uint32
+	comm           events.Comm
+	exe, container string
+}
+
+func culpritOf(r *Finding) culprit { return culprit{r.Pid, r.Comm, r.Exe, r.Container} }
+
+func (c *culprit) blame(r *Finding) {
+	r.Pid, r.Comm, r.Exe, r.Container = c.pid, c.comm, c.exe, c.container
 }
 
 func (t *Tracker) tellExit(n uint32, x *exit) bool {
@@ -219,8 +276,13 @@ func explain(r *Finding) (message, advice string) {
 	}
 	switch {
 	case r.Status == Resolved:
-		message = fmt.Sprintf("%s: %s is over", who, strings.ReplaceAll(r.Kind.String(), "_", " "))
+		message = fmt.Sprintf("%s is over", strings.ReplaceAll(r.Kind.String(), "_", " "))
+		if r.Pid != 0 {
+			message = who + ": " + message
+		}
 		return message, "Nothing is left to do."
+	case r.Kind >= FinWait2Stuck:
+		return explainNetwork(r, who, conns, since)
 	case r.Kind == CloseWaitLeak && r.Pid == 0 && e.Verdict == NotAccepted:
 		message = fmt.Sprintf("%s in CLOSE_WAIT%s: nobody has called accept(), and whose listener it is cannot be told", conns, since)
 		advice = cures[NotAccepted]

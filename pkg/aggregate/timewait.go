@@ -26,6 +26,7 @@ type minisocket struct {
 	addr     uint64
 	start    uint64 // the connection's
 	since    uint64 // Ktime at which state was entered; 0: not seen
+	begun    uint64 // Ktime at which it was first heard of
 	expires  uint64 // Ktime at which its timer ends it
 	ended    uint64 // Ktime at which it did, as it seems; 0: it is there
 	sent     uint64
@@ -33,24 +34,25 @@ type minisocket struct {
 	spent    brief
 
 	proc      uint32
-	ports     [2]uint32 // the groups that count it, see portGroup
+	ports     uint32 // the portGroup that counts it
 	unprinted uint32
 	scan      uint32 // the last full scan that found it
 
 	state   events.State // TimeWait or FinWait2
 	endedIn events.State
-	role   Role
-	closer Closer
-	call   CloseCall
-	why    events.Why
+	role    Role
+	closer  Closer
+	call    CloseCall
+	why     events.Why
 
 	verdict verdict
 	linked  bool // its connection is known
 	payload bool // sent and received are
 	stamped bool
-	missed  bool // a transition was missed
-	gap     bool // since the last record
-	unseen  uint8
+	stuck   bool  // a member of a finding
+	missed  bool  // a transition was missed
+	gap     bool  // since the last record
+	missing uint8 // complete scans of all in a row that have not found it
 }
 
 // brief is the Spent of a connection that goes into TIME_WAIT, which is never in the
@@ -140,12 +142,16 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		Ends:    Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr},
 		addr:    ev.Skaddr,
 		since:   ev.Ktime,
+		begun:   ev.Ktime,
 		expires: ev.Ktime + uint64(ev.Left),
 		state:   ev.New,
 		stamped: ev.Stamped,
 	}
-	if ev.New == events.FinWait2 && t.mustLook {
-		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
+	if ev.New == events.FinWait2 {
+		t.orphans = append(t.orphans, waiter{ev.Skaddr, ev.Ktime})
+		if t.mustLook {
+			t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
+		}
 	}
 	return i
 }
@@ -166,6 +172,7 @@ func (t *Tracker) finArrived(i uint32) {
 			dwell = time.Duration(ktime - m.since)
 		}
 	}
+	t.unstick(m)
 	m.state = events.TimeWait
 	if m.linked {
 		s := m.spent.spent()
@@ -227,7 +234,7 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	}
 	m.proc = c.proc
 	t.procs.all[m.proc].timeWait++
-	t.countPort(to)
+	t.keepPort(c, m, ev.Ktime)
 
 	switch {
 	case m.state == events.FinWait2:
@@ -266,6 +273,7 @@ func (t *Tracker) endMini(i uint32) {
 		t.counts.MissedMinis++
 	}
 	if m.verdict == yes {
+		t.net(m.Netns).closed++
 		s := m.spent.spent()
 		s.add(m.state, dwell)
 		t.cn = Connection{
@@ -313,7 +321,8 @@ func (t *Tracker) dropMini(i uint32) {
 	if t.starting[m.Cookie] == i {
 		delete(t.starting, m.Cookie)
 	}
-	t.uncountPort(i)
+	t.freePort(m)
+	t.unstick(m)
 	proc := m.proc
 	t.procs.all[proc].timeWait--
 	t.minis.remove(m.addr, i)
@@ -338,7 +347,7 @@ func (t *Tracker) adopt(i uint32) {
 		m.verdict = t.filter.byEnds(&m.Ends, false)
 	}
 	t.procs.all[nobody].timeWait++
-	t.countPort(i)
+	t.keepPort(nil, m, t.now)
 }
 
 // strayAfter is when a minisocket whose socket has not been heard of is looked into:
@@ -396,6 +405,7 @@ func (t *Tracker) tickMinis(ktime uint64) {
 		}
 	})
 	t.findStrays(ktime)
+	t.tickOrphans(ktime)
 
 	t.looks = t.looks[:0]
 	for k, after := range lookAfter {

@@ -54,7 +54,24 @@ type Tracker struct {
 	wantOwners bool   // only a scan can tell who has a socket
 	wantJudge  bool   // a socket is late
 
-	closeWaitAfter uint64
+	nets       map[uint32]*network
+	groups     []portGroup // number 0 is none
+	groupOf    map[portKey]uint32
+	freeGroups []uint32
+	churns     map[churnKey]*churn
+	freeChurns []*churn
+	orphans    []waiter                // minisockets in FIN_WAIT2, oldest first
+	stuck      []uint32                // conns in FIN_WAIT2 that are members of a finding
+	halfClosed []uint32                // those that the scan under way has found to be
+	silent     []uint32                // established, likewise
+	newcomers  map[uint64]events.Event // sockets that a scan has found and that nothing has told of, by address
+	scanFrom   uint64                  // Ktime of the first row of the scan under way; 0: none yet
+	scannedAll uint64                  // when the last scan of all sockets in all network namespaces was over
+	summarized uint64                  // when the last summary was made, or tracing began
+	urgent     bool                    // a finding cannot wait for the next Tick
+
+	thresholds     events.Thresholds
+	closeWaitAfter uint64 // of thresholds
 	suspects       [2]suspects
 	scan           uint32 // number of the scan under way, or of the next
 	holders        []held // that it has found
@@ -64,6 +81,7 @@ type Tracker struct {
 	inSight        int    // late suspects that are not lost without trace
 	unsorted       bool   // suspects are not in order
 	findings       []*finding
+	opened         map[subject]uint32
 	freeFindings   []uint32
 	serial         uint64
 	exits          []uint32 // processes that have exited with sockets in CLOSE_WAIT
@@ -88,28 +106,35 @@ type waiter struct {
 }
 
 // NewTracker returns a tracker that follows at most maxSockets sockets at once
-// and gives the records of those that filter lets through to out. Those that a
-// process has left in CLOSE_WAIT, or dead and open, for closeWaitAfter are findings.
-func NewTracker(out Output, filter *Filter, maxSockets int, closeWaitAfter time.Duration) *Tracker {
-	return &Tracker{
-		out:            out,
-		filter:         filter,
-		procs:          newProcesses(filter),
-		table:          newTable[conn](maxSockets),
-		minis:          newTable[minisocket](maxSockets),
-		listeners:      map[uint64]uint32{},
-		held:           map[uint32][]Transition{},
-		starting:       map[uint64]uint32{},
-		closeWaitAfter: uint64(closeWaitAfter),
-		scan:           1,
-		holders:        make([]held, 1),
-		findings:       make([]*finding, 1),
+// and gives the records of those that filter lets through to out, and findings by th.
+func NewTracker(out Output, filter *Filter, maxSockets int, th events.Thresholds) *Tracker {
+	t := &Tracker{
+		out:       out,
+		filter:    filter,
+		procs:     newProcesses(filter),
+		table:     newTable[conn](maxSockets),
+		minis:     newTable[minisocket](maxSockets),
+		listeners: map[uint64]uint32{},
+		held:      map[uint32][]Transition{},
+		starting:  map[uint64]uint32{},
+		scan:      1,
+		holders:   make([]held, 1),
+		findings:  make([]*finding, 1),
+		opened:    map[subject]uint32{},
+		nets:      map[uint32]*network{},
+		groups:    make([]portGroup, 1),
+		groupOf:   map[portKey]uint32{},
+		churns:    map[churnKey]*churn{},
+		newcomers: map[uint64]events.Event{},
 	}
+	t.SetThresholds(th)
+	return t
 }
 
-// CloseWaitAfter changes the time after which a socket that nobody closes is a
-// finding. It must be called before the first event.
-func (t *Tracker) CloseWaitAfter(d time.Duration) { t.closeWaitAfter = uint64(d) }
+// SetThresholds changes what is a finding. It must be called before the first event.
+func (t *Tracker) SetThresholds(th events.Thresholds) {
+	t.thresholds, t.closeWaitAfter = th, uint64(th.CloseWaitAfter)
+}
 
 // Counts returns the books as they stand.
 func (t *Tracker) Counts() Counts {
@@ -174,6 +199,10 @@ func (t *Tracker) Observe(ev *events.Event) {
 	case events.Fork:
 		t.procs.forked(&ev.Parent, &ev.Proc, !t.scanDone)
 	}
+	if t.urgent {
+		t.now = max(t.now, ev.Ktime)
+		t.report()
+	}
 }
 
 // lookup finds the conn of an event's socket. A cookie that differs says that
@@ -228,8 +257,13 @@ func (t *Tracker) transition(ev *events.Event) {
 	}
 	c.closer = firstFin(c.closer, ev.Old, ev.New)
 	noteCall(c, ev)
-	if successor != 0 {
+	switch {
+	case successor != 0:
 		t.handOver(i, successor, ev)
+	case ev.Old == events.Established && ev.New != events.Established:
+		t.shortLived(c, ev.Ktime)
+	case !t.mayBeUnseen() && endsInTimeWait(ev):
+		t.skipTimeWait(c)
 	}
 	if ev.Old != ev.New {
 		c.since = ev.Ktime
@@ -273,8 +307,14 @@ func (t *Tracker) enter(i uint32, st events.State) {
 	}
 	t.clearSuspect(i)
 	h := &t.procs.all[c.proc].history
-	if c.state == events.CloseWait {
+	switch c.state {
+	case events.CloseWait:
 		h.Held--
+	case events.FinWait2:
+		t.join(i, noFinding)
+	}
+	if st == events.Close {
+		t.givePort(c)
 	}
 	if c.state = st; st == events.CloseWait {
 		h.PeerClosed++
@@ -372,6 +412,7 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 	switch {
 	case ev.New == events.SynSent:
 		c.role = Client
+		t.takePort(i, ev.Ktime)
 	case ev.New == events.Listen:
 		if ev.Cookie != 0 {
 			t.listeners[ev.Cookie] = i
@@ -426,6 +467,7 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 	if c.verdict != yes {
 		return
 	}
+	t.net(c.Netns).closed++
 	t.cn = Connection{
 		Ends: c.Ends, Ktime: ev.Ktime, Start: c.start,
 		Role: c.role, Closer: c.closer, CloseCall: c.call,
@@ -458,6 +500,9 @@ func payload(ev *events.Event) uint64 {
 
 // destroy takes the socket out of the table: its address may be used again.
 func (t *Tracker) destroy(ev *events.Event) {
+	if len(t.newcomers) > 0 {
+		delete(t.newcomers, ev.Skaddr)
+	}
 	i := t.lookup(ev)
 	if i == 0 {
 		return

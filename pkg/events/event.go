@@ -173,6 +173,7 @@ type Network struct {
 type Scan struct {
 	Complete bool // it has reached all sockets that it was to
 	Every    bool // these were sockets in every state, and every descriptor of one
+	All      bool // and, held or not, every socket and minisocket
 }
 
 // Details is what /proc says of a process. What is not known is empty, 0.

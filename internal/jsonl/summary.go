@@ -1,0 +1,53 @@
+package jsonl
+
+import (
+	"strconv"
+
+	"github.com/tcptrace/tcptrace/pkg/aggregate"
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// The states of sockets that there are: one in CLOSE is none that ss shows.
+var countedStates = [...]events.State{
+	events.Listen, events.SynSent, events.SynRecv, events.Established, events.FinWait1, events.FinWait2,
+	events.TimeWait, events.CloseWait, events.LastAck, events.Closing,
+}
+
+// Summary appends s as one line.
+func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
+	b = e.appendHead(b, "summary", s.Ktime)
+	b = append(b, `,"interval_ms":`...)
+	b = appendMs(b, s.Interval)
+	b = append(b, `,"netns":`...)
+	b = strconv.AppendUint(b, uint64(s.Netns), 10)
+	b = append(b, `,"states":{`...)
+	for _, st := range countedStates {
+		if st == events.SynRecv && !s.Requests {
+			b = append(b, `,"SYN_RECV":null`...)
+			continue
+		}
+		b = appendInt(b, st.String(), s.States[st])
+	}
+	b = append(b, '}')
+	b = appendInt(b, "dead", s.Dead)
+	b = appendInt(b, "opened", s.Opened)
+	b = appendInt(b, "closed", s.Closed)
+	b = append(b, `,"processes":[`...)
+	for i := range s.Processes {
+		p := &s.Processes[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"pid":`...)
+		b = strconv.AppendUint(b, uint64(p.Pid), 10)
+		b = append(b, `,"comm":`...)
+		b = appendString(b, p.Comm.Bytes())
+		b = appendInt(b, "close_wait", p.CloseWait)
+		b = appendInt(b, "time_wait", p.TimeWait)
+		b = append(b, `,"oldest_close_wait_ms":`...)
+		b = appendMs(b, p.Oldest)
+		b = appendInt(b, "close_wait_entered", p.Entered)
+		b = append(appendInt(b, "close_wait_closed", p.Closed), '}')
+	}
+	return append(b, ']', '}', '\n')
+}

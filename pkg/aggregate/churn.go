@@ -1,0 +1,129 @@
+package aggregate
+
+import (
+	"math/bits"
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+const (
+	// The time over which connections are counted.
+	churnWindow = uint64(5 * time.Second)
+
+	// Connections that live longer than this, the median of them, are not short-lived:
+	// to keep them open instead would save little.
+	churnLife = time.Second
+
+	// So many processes and destinations are watched at once. One that is not is again
+	// as soon as another has made no connection for a window.
+	maxChurns = 1 << 12
+)
+
+// churnKey names the connections of one process to one destination.
+type churnKey struct {
+	proc  uint32
+	netns uint32
+	rport uint16
+	raddr events.Addr
+}
+
+// churn counts the connections that a process has opened and that are over: the first
+// side has closed.
+type churn struct {
+	from    uint64 // Ktime at which the window began
+	n       uint32 // connections in the window
+	total   uint64
+	lives   [28]uint32 // of the window: by the power of two of microseconds
+	finding uint32
+}
+
+// opened counts a connection that its process has opened, and that has lived.
+func (t *Tracker) shortLived(c *conn, ktime uint64) {
+	if c.role != Client || c.start == 0 || c.proc == nobody {
+		return
+	}
+	k := churnKey{proc: c.proc, netns: c.Netns, rport: c.Rport, raddr: c.Raddr}
+	h := t.churns[k]
+	if h == nil {
+		if len(t.churns) >= maxChurns {
+			return
+		}
+		if l := len(t.freeChurns); l > 0 {
+			h, t.freeChurns = t.freeChurns[l-1], t.freeChurns[:l-1]
+			*h = churn{}
+		} else {
+			h = &churn{}
+		}
+		h.from = ktime
+		t.procs.all[c.proc].pins++
+		t.churns[k] = h
+	}
+	h.n++
+	h.total++
+	us := (ktime - min(c.start, ktime)) / uint64(time.Microsecond)
+	h.lives[min(bits.Len64(us), len(h.lives)-1)]++
+}
+
+// median returns the life that half of the connections of the window did not exceed, by
+// the middle of its bucket: exact to a factor of 1.5.
+func (h *churn) median() time.Duration {
+	rank := h.n / 2
+	for k, n := range h.lives {
+		if rank < n {
+			return time.Duration(3<<k/4) * time.Microsecond
+		}
+		rank -= n
+	}
+	return Unknown
+}
+
+// tickChurns looks at the windows that are over.
+func (t *Tracker) tickChurns() {
+	for k, h := range t.churns {
+		over := t.now - min(h.from, t.now)
+		if over < churnWindow {
+			continue
+		}
+		q := t.procs.all[k.proc]
+		perSecond := float64(h.n) / time.Duration(over).Seconds()
+		limit := float64(t.thresholds.ShortLived)
+		if h.finding != noFinding {
+			limit /= 2
+		}
+		median := h.median()
+		switch {
+		case perSecond >= limit && median < churnLife && t.procs.asked(q):
+			if h.finding == noFinding {
+				h.finding = t.open(subject{kind: ShortLived, proc: k.proc, netns: k.netns, raddr: k.raddr, rport: k.rport})
+			}
+			f := t.findings[h.finding]
+			f.members, f.fresh, f.count, f.severity = 1, true, int(h.n), Warning
+			f.evidence.Churn = &ChurnEvidence{
+				PerSecond: perSecond, MedianLife: median, Over: time.Duration(over), Connections: h.total,
+				Raddr: k.raddr, Rport: k.rport,
+			}
+		case h.finding != noFinding:
+			t.findings[h.finding].members = 0
+			h.finding = noFinding
+		}
+		if h.n == 0 && h.finding == noFinding {
+			delete(t.churns, k)
+			t.freeChurns = append(t.freeChurns, h)
+			q.pins--
+			t.procs.release(k.proc)
+			continue
+		}
+		h.from, h.n, h.lives = t.now, 0, [28]uint32{}
+	}
+}
+
+// ChurnEvidence is what a finding about short-lived connections rests on.
+type ChurnEvidence struct {
+	Raddr       events.Addr
+	Rport       uint16
+	PerSecond   float64
+	MedianLife  time.Duration
+	Over        time.Duration // the time over which these two are
+	Connections uint64        // in all, since the process was first seen to open one there
+}

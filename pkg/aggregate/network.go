@@ -1,0 +1,124 @@
+package aggregate
+
+import (
+	"time"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// What a network namespace allows is looked up again after this time.
+const networkAge = uint64(10 * time.Second)
+
+// An overflow is over when none has followed for so long: TIME_WAIT, and so what
+// has filled the table, lasts that long.
+const overflowOver = uint64(time.Minute)
+
+// network is what is known of a network namespace.
+type network struct {
+	events.Network
+	known   bool
+	wanted  bool   // what it allows has to be looked up
+	at      uint64 // when it was
+	base    uint64 // TimeWaitSkipped when tracing started
+	skipped uint64 // TimeWaitSkipped since then
+	grown   uint64 // when that was more than before
+	busy    bool   // it has port groups worth a look
+
+	// In the interval of the summary.
+	opened, closed uint64
+	requests       int // request_socks that the last scan of all has found, and
+	counting       int // those of the scan under way
+}
+
+// net returns the network namespace with this inode number.
+func (t *Tracker) net(inode uint32) *network {
+	n := t.nets[inode]
+	if n == nil {
+		n = &network{wanted: true}
+		n.Netns = inode
+		if len(t.nets) < manyProcesses {
+			t.nets[inode] = n
+		}
+	}
+	return n
+}
+
+// WantNetworks returns the network namespaces that a Network is wanted of now.
+func (t *Tracker) WantNetworks() []uint32 {
+	t.pids = t.pids[:0]
+	for inode, n := range t.nets {
+		watched := n.busy || n.grown != 0
+		if n.wanted && t.now >= n.at+uint64(time.Second) || watched && t.now >= n.at+networkAge {
+			t.pids = append(t.pids, inode)
+		}
+	}
+	return t.pids
+}
+
+// Network takes what a network namespace allows. What is no longer there is known by
+// its number only.
+func (t *Tracker) Network(w *events.Network) {
+	n := t.net(w.Netns)
+	n.wanted, n.busy, n.at = false, false, t.now
+	if w.PortHigh == 0 {
+		return
+	}
+	if !n.known {
+		n.known = true
+		// One that the first scan has not shown is newer than that.
+		if !t.scanDone {
+			n.base = w.TimeWaitSkipped
+		}
+	}
+	n.Network = *w
+	if s := w.TimeWaitSkipped - min(n.base, w.TimeWaitSkipped); s > n.skipped {
+		n.skipped, n.grown = s, t.now
+	}
+	t.overflow(n)
+}
+
+// skipTimeWait notes a connection that should have gone into TIME_WAIT and has not: most
+// likely there was no place for it. The kernel's own count decides.
+func (t *Tracker) skipTimeWait(c *conn) {
+	t.net(c.Netns).wanted = true
+	if q := t.procs.all[c.proc]; c.proc != nobody {
+		q.skipped++
+	}
+}
+
+// overflow finds out whether connections skip TIME_WAIT in a network namespace.
+func (t *Tracker) overflow(n *network) {
+	s := subject{kind: TimeWaitOverflow, netns: n.Netns}
+	switch {
+	case n.grown == 0 || t.filter.Netns != 0 && t.filter.Netns != n.Netns:
+	case t.now >= n.grown+overflowOver:
+		n.grown = 0
+		t.close(s)
+	default:
+		f := t.findings[t.open(s)]
+		f.members, f.fresh, f.count, f.severity = 1, true, int(n.skipped), Warning
+		f.evidence.Network = &n.Network
+	}
+}
+
+// ephemeral reports whether connect() may choose this port. Unknown counts as yes.
+func (n *network) ephemeral(port uint16) bool {
+	return port == 0 || port >= n.PortLow && port <= n.PortHigh
+}
+
+// ports is how many ports connect() may choose from; 0: not known.
+func (n *network) ports() int {
+	if n.PortHigh == 0 || n.PortHigh < n.PortLow {
+		return 0
+	}
+	return int(n.PortHigh) - int(n.PortLow) + 1 - int(n.Reserved)
+}
+
+// reuses reports whether connect() may take a port from TIME_WAIT, to this
+// destination, after a second (tcp_twsk_unique).
+func (n *network) reuses(a, b *events.Addr) bool {
+	if n.Timestamps == 0 {
+		return false
+	}
+	return n.ReusePolicy == 1 || n.ReusePolicy == 2 && (a.Netip().IsLoopback() || b.Netip().IsLoopback())
+}

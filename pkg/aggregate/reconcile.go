@@ -1,0 +1,72 @@
+package aggregate
+
+import "github.com/tcptrace/tcptrace/pkg/events"
+
+// reconcile holds what is known against what a scan of all sockets has found: what
+// neither the kernel nor any counter has told comes to light here.
+func (t *Tracker) reconcile(complete bool) {
+	t.scannedAll = t.now
+	for _, n := range t.nets {
+		n.requests, n.counting = n.counting, 0
+	}
+	for _, ev := range t.newcomers {
+		e := Ends{Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+		if t.table.find(ev.Skaddr) != 0 || ev.New == events.Close || t.filter.byEnds(&e, ev.New == events.Listen) == no {
+			continue
+		}
+		if i := t.table.add(ev.Skaddr); i != 0 {
+			t.found(i, &ev)
+			if ev.Fd >= 0 {
+				t.own(i, &ev.Proc, SourceFd)
+			}
+			t.table.at(i).scan = t.scan
+			t.decide(i)
+		}
+	}
+	if !complete || t.scanFrom == 0 {
+		return
+	}
+	var gone []uint32
+	for _, i := range t.table.byAddr {
+		c := t.table.at(i)
+		switch {
+		case c.scan == t.scan:
+			c.missing = 0
+		case c.state == events.Close || max(c.lastKtime, c.asOf) >= t.scanFrom:
+			// No iterator finds it; or it is newer than the scan.
+		default:
+			if c.missing++; c.missing == unseenScans {
+				gone = append(gone, i)
+			}
+		}
+	}
+	for _, i := range gone {
+		t.vanish(i, t.now)
+	}
+	gone = gone[:0]
+	for _, i := range t.minis.byAddr {
+		m := t.minis.at(i)
+		if m.scan == t.scan || m.ended != 0 || m.begun >= t.scanFrom {
+			continue
+		}
+		if m.missing++; m.missing == unseenScans {
+			gone = append(gone, i)
+		}
+	}
+	for _, i := range gone {
+		t.endMini(i)
+	}
+}
+
+// expireLostMinis ends minisockets whose end has not come though their time is up.
+func (t *Tracker) expireLostMinis() {
+	var gone []uint32
+	for _, i := range t.minis.byAddr {
+		if m := t.minis.at(i); m.ended == 0 && t.now > m.expires+endMissed {
+			gone = append(gone, i)
+		}
+	}
+	for _, i := range gone {
+		t.endMini(i)
+	}
+}
