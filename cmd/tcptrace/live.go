@@ -33,6 +33,9 @@ const btfFile = "/sys/kernel/btf/vmlinux"
 // together cost no more than 1% of a core, however much there is to look at.
 const restAfterScan = 99
 
+// The same for those that are made because summaries were asked for.
+const restAfterAll = 19
+
 // live traces this host.
 func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (failed error) {
 	r, err := openRunner(cfg, p, log)
@@ -274,7 +277,7 @@ func (r *runner) summarize(now time.Time) error {
 			return err
 		}
 		took := cpuTime() - begun
-		r.nextAll = time.Now().Add(restAfterScan * took)
+		r.nextAll = time.Now().Add(restAfterAll * took)
 		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", complete))
 	}
 	r.pipe.tracker.Summarize()

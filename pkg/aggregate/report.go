@@ -339,7 +339,12 @@ func failures(e *Evidence, n int) string {
 
 // rounded never says more than is true: an age may be a lower bound.
 func rounded(d time.Duration) string {
-	if d < 10*time.Second {
+	switch {
+	case d < time.Millisecond:
+		return d.Truncate(time.Microsecond).String()
+	case d < 100*time.Millisecond:
+		return d.Truncate(time.Millisecond).String()
+	case d < 10*time.Second:
 		return d.Truncate(100 * time.Millisecond).String()
 	}
 	return d.Truncate(time.Second).String()

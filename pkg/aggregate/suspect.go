@@ -17,8 +17,8 @@ const lookAgainAfter = uint64(2 * time.Second)
 const lookForLostAfter = uint64(30 * time.Second)
 
 // Every socket is looked at after this time, whatever is late: who has it may have
-// changed, and what was missed comes to light.
-const lookAtAllAfter = uint64(time.Minute)
+// changed, what was missed comes to light, and who is silent shows in no other way.
+const lookAtAllAfter = time.Minute
 
 // Verdict says what a process has failed to do with a socket that its peer has
 // closed.

@@ -162,13 +162,19 @@ func (t *Tracker) WantScan() Want {
 		after = lookForLostAfter
 	}
 	switch {
-	case t.wantOwners, t.scanDone && t.now >= t.every+lookAtAllAfter:
+	case t.wantOwners, t.scanDone && t.now >= t.every+t.lookAtAll():
 		w = WantOwners
 	case t.wantJudge || t.list(late).n > 0 && t.now >= t.judged+after:
 		w = WantSuspects
 	}
 	t.wantOwners, t.wantJudge = false, false
 	return w
+}
+
+// lookAtAll is the time after which every socket is looked at.
+func (t *Tracker) lookAtAll() uint64 {
+	shortest := min(t.thresholds.FinWait2After, t.thresholds.HalfOpenAfter, lookAtAllAfter)
+	return uint64(max(shortest, 2*time.Second))
 }
 
 // Observe takes the next event. It does not keep ev.
