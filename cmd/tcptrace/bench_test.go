@@ -83,7 +83,7 @@ func BenchmarkReplay(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer func() { _ = null.Close() }()
-	cfg, err := (&flags{output: "json", ringSize: "16M", maxSockets: 1 << 20, closeWaitAfter: 1}).config()
+	cfg, err := parse("--close-wait-after", "1ns")
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -141,7 +141,7 @@ type config struct {
 	print           map[string]bool // record types
 	failOn          map[string]bool // kinds of findings
 	thresholds      events.Thresholds
-	given           func(flag string) bool
+	chosen          map[string]bool // the flags of thresholds that were given
 	summaryInterval time.Duration
 	text            bool
 	snapshot        bool
@@ -169,7 +169,7 @@ var (
 // its value, and what would be right.
 func (f *flags) config() (*config, error) {
 	c := &config{
-		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, given: f.given,
+		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, chosen: map[string]bool{},
 		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
@@ -336,11 +336,16 @@ func (f *flags) what(c *config) error {
 	case c.print["summary"]:
 		c.summaryInterval = summaryInterval
 	}
-	return f.findings()
+	return f.findings(c)
 }
 
 // findings checks what a finding is.
-func (f *flags) findings() error {
+func (f *flags) findings(c *config) error {
+	for _, flag := range []string{"close-wait-after", "fin-wait2-after", "half-open-after", "short-lived-rate", "ports-percent"} {
+		if f.given(flag) {
+			c.chosen[flag] = true
+		}
+	}
 	t := &f.thresholds
 	for _, d := range []struct {
 		flag  string
@@ -364,19 +369,19 @@ func (f *flags) findings() error {
 // over returns the thresholds of the command line, and those of was where it has none.
 func (c *config) over(was events.Thresholds) events.Thresholds {
 	t := c.thresholds
-	if !c.given("close-wait-after") {
+	if !c.chosen["close-wait-after"] {
 		t.CloseWaitAfter = was.CloseWaitAfter
 	}
-	if !c.given("fin-wait2-after") {
+	if !c.chosen["fin-wait2-after"] {
 		t.FinWait2After = was.FinWait2After
 	}
-	if !c.given("half-open-after") {
+	if !c.chosen["half-open-after"] {
 		t.HalfOpenAfter = was.HalfOpenAfter
 	}
-	if !c.given("short-lived-rate") {
+	if !c.chosen["short-lived-rate"] {
 		t.ShortLived = was.ShortLived
 	}
-	if !c.given("ports-percent") {
+	if !c.chosen["ports-percent"] {
 		t.PortsPercent = was.PortsPercent
 	}
 	return t

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -150,21 +151,23 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--max-sockets 1", func(c *config) { c.maxSockets = 1 }},
 		{"--btf /boot/btf", func(c *config) { c.btf = "/boot/btf" }},
 		{"-v", func(c *config) { c.verbose = true }},
-		{"--close-wait-after 90s", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = 90*time.Second, true }},
-		{"--close-wait-after 1ms", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = time.Millisecond, true }},
-		{"--close-wait-after 48h", func(c *config) { c.closeWaitAfter, c.closeWaitGiven = 48*time.Hour, true }},
+		{"--close-wait-after 90s", func(c *config) { c.thresholds.CloseWaitAfter, c.chosen = 90*time.Second, set("close-wait-after") }},
+		{"--close-wait-after 1ms", func(c *config) { c.thresholds.CloseWaitAfter, c.chosen = time.Millisecond, set("close-wait-after") }},
+		{"--close-wait-after 48h", func(c *config) { c.thresholds.CloseWaitAfter, c.chosen = 48*time.Hour, set("close-wait-after") }},
+		{"--fin-wait2-after 5s", func(c *config) { c.thresholds.FinWait2After, c.chosen = 5*time.Second, set("fin-wait2-after") }},
+		{"--half-open-after 10m --ports-percent 100", func(c *config) {
+			c.thresholds.HalfOpenAfter, c.thresholds.PortsPercent = 10*time.Minute, 100
+			c.chosen = set("half-open-after", "ports-percent")
+		}},
+		{"--short-lived-rate 1", func(c *config) { c.thresholds.ShortLived, c.chosen = 1, set("short-lived-rate") }},
+		{"--time-wait=false", func(c *config) { c.timeWait = false }},
 		{"--fail-on close_wait_leak", func(c *config) { c.failOn = set("close_wait_leak") }},
 		{"--fail-on never_closed,fd_limit --fail-on reset_fd_leak", func(c *config) { c.failOn = set("never_closed", "fd_limit", "reset_fd_leak") }},
-		{"--fail-on any", func(c *config) { c.failOn = set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit") }},
-		// Kinds that a later version finds: a script may name them already.
-		{"--fail-on fin_wait2_stuck", func(c *config) { c.idle = []string{"--fail-on fin_wait2_stuck"} }},
-		{"--fail-on time_wait_ports,fd_limit,half_open", func(c *config) {
-			c.failOn, c.idle = set("fd_limit"), []string{"--fail-on time_wait_ports", "--fail-on half_open"}
-		}},
-		{"--fail-on time_wait_overflow", func(c *config) { c.idle = []string{"--fail-on time_wait_overflow"} }},
-		{"--fail-on short_lived", func(c *config) { c.idle = []string{"--fail-on short_lived"} }},
-		{"--summary-interval 10s", func(c *config) { c.idle = []string{"--summary-interval"} }},
-		{"--events summary", func(c *config) { c.print, c.idle = only("summary"), []string{"--events summary"} }},
+		{"--fail-on any", func(c *config) { c.failOn = set(everyKind...) }},
+		{"--fail-on fin_wait2_stuck,time_wait_ports", func(c *config) { c.failOn = set("fin_wait2_stuck", "time_wait_ports") }},
+		{"--summary-interval 7s", func(c *config) { c.summaryInterval, c.print["summary"] = 7*time.Second, true }},
+		{"--events summary", func(c *config) { c.print, c.summaryInterval = only("summary"), 10*time.Second }},
+		{"--events stats --summary-interval 1m", func(c *config) { c.print, c.summaryInterval = only("stats", "summary"), time.Minute }},
 		{"--ring-size 65536", func(c *config) { c.ringBytes = 1 << 16 }},
 		{"--ring-size 64K", func(c *config) { c.ringBytes = 1 << 16 }},
 		{"--ring-size 1M", func(c *config) { c.ringBytes = 1 << 20 }},
@@ -172,7 +175,9 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--ring-size 1073741824", func(c *config) { c.ringBytes = 1 << 30 }},
 		{fmt.Sprintf("--ring-size %d", os.Getpagesize()), func(c *config) { c.ringBytes = os.Getpagesize() }},
 	} {
-		want := config{print: all, ringBytes: 16 << 20, maxSockets: 1 << 20, closeWaitAfter: time.Minute}
+		want := config{
+			print: maps.Clone(all), ringBytes: 16 << 20, maxSockets: 1 << 20, timeWait: true, thresholds: events.DefaultThresholds,
+		}
 		tt.change(&want)
 		got, err := parse(strings.Fields(tt.args)...)
 		if err != nil {
@@ -183,6 +188,12 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 			t.Errorf("%q: got (+) and want (-) differ:\n%s", tt.args, diff)
 		}
 	}
+}
+
+// The kinds of the contract.
+var everyKind = []string{
+	"close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit", "fin_wait2_stuck",
+	"time_wait_ports", "time_wait_overflow", "short_lived", "half_open",
 }
 
 // set is a set of names.
@@ -204,8 +215,7 @@ func TestASnapshotTakesTheFlagsThatMakeSenseForOneLook(t *testing.T) {
 		{"-o text --events stats,socket", func(c *config) { c.text, c.print["finding"] = true, false }},
 		{"--events finding", func(c *config) { c.print["socket"], c.print["stats"] = false, false }},
 		{"--close-wait-after 5m --fail-on any", func(c *config) {
-			c.closeWaitGiven = true
-			c.closeWaitAfter, c.failOn = 5*time.Minute, set("close_wait_leak", "never_closed", "reset_fd_leak", "fd_limit")
+			c.thresholds.CloseWaitAfter, c.failOn, c.chosen = 5*time.Minute, set(everyKind...), set("close-wait-after")
 		}},
 		{
 			"-p 7 -f -L 80 -D 90 -4 --remote 10.0.0.0/8 --netns 1 --container a --comm x", func(c *config) {
@@ -219,7 +229,7 @@ func TestASnapshotTakesTheFlagsThatMakeSenseForOneLook(t *testing.T) {
 	} {
 		want := config{
 			print: map[string]bool{"socket": true, "finding": true, "stats": true}, snapshot: true,
-			ringBytes: 16 << 20, maxSockets: 1 << 20, closeWaitAfter: time.Minute,
+			ringBytes: 16 << 20, maxSockets: 1 << 20, thresholds: events.DefaultThresholds,
 		}
 		tt.change(&want)
 		got, err := parseAs(true, strings.Fields(tt.args)...)
@@ -392,7 +402,7 @@ func TestFlagsThatContradictEachOtherAreAUsageErrorThatNamesThem(t *testing.T) {
 		{[]string{"-4", "-6"}, []string{"-4", "-6"}},
 		{[]string{"--follow"}, []string{"--follow", "--pid", "--comm", "--container"}},
 		{[]string{"--container", "web"}, []string{"--container", `"web"`, "hexadecimal", "docker ps", "crictl ps"}},
-		{[]string{"--fail-on", "x"}, []string{"--fail-on", `"x"`, "close_wait_leak, never_closed, reset_fd_leak, fd_limit, and any"}},
+		{[]string{"--fail-on", "x"}, []string{"--fail-on", `"x"`, "close_wait_leak, never_closed, reset_fd_leak, fd_limit, ", "half_open, and any"}},
 		{[]string{"--close-wait-after", "0"}, []string{"--close-wait-after", "0s", "more than 0"}},
 		{[]string{"--close-wait-after", "60"}, []string{"--close-wait-after", `"60"`, "--help"}},
 		{[]string{"--record", "a.rec", "--replay", "b.rec"}, []string{"--record", "a.rec", "--replay"}},

@@ -395,6 +395,7 @@ func TestAReplayToASlowReaderShedsNothing(t *testing.T) {
 	check(t, w.Close())
 
 	all := records(t, <-slow)
+
 	if want := 6*connections + 1; len(all) != want {
 		t.Errorf("got %d records, want %d", len(all), want)
 	}
@@ -414,7 +415,9 @@ func TestAReplayLooksForLeaksAfterTheTimeOfItsRecording(t *testing.T) {
 	} {
 		_, w := pipe(t)
 		p := newPipeline(parseFlags(t, strings.Fields(tt.flags)...), newSink(w))
-		check(t, p.CloseWaitAfter(30*time.Second))
+		th := events.DefaultThresholds
+		th.CloseWaitAfter = 30 * time.Second
+		check(t, p.Thresholds(th))
 		check(t, p.Clock(1e9, 0))
 		check(t, p.Scanned(events.Scan{Complete: true, Every: true}))
 		s := client(1)

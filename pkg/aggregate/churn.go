@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// The time over which connections are counted.
+	// The time over which connections are counted. It takes two windows in a row: a
+	// burst is over as soon as anybody could look at it.
 	churnWindow = uint64(5 * time.Second)
 
 	// Connections that live longer than this, the median of them, are not short-lived:
@@ -35,10 +36,11 @@ type churn struct {
 	n       uint32 // connections in the window
 	total   uint64
 	lives   [28]uint32 // of the window: by the power of two of microseconds
+	high    bool       // the window before was above the limit
 	finding uint32
 }
 
-// opened counts a connection that its process has opened, and that has lived.
+// shortLived counts a connection that its process has opened, and that has lived.
 func (t *Tracker) shortLived(c *conn, ktime uint64) {
 	if c.role != Client || c.start == 0 || c.proc == nobody {
 		return
@@ -92,8 +94,10 @@ func (t *Tracker) tickChurns() {
 			limit /= 2
 		}
 		median := h.median()
+		high := perSecond >= limit && median < churnLife && t.procs.asked(q)
 		switch {
-		case perSecond >= limit && median < churnLife && t.procs.asked(q):
+		case high && h.finding == noFinding && !h.high:
+		case high:
 			if h.finding == noFinding {
 				h.finding = t.open(subject{kind: ShortLived, proc: k.proc, netns: k.netns, raddr: k.raddr, rport: k.rport})
 			}
@@ -114,7 +118,7 @@ func (t *Tracker) tickChurns() {
 			t.procs.release(k.proc)
 			continue
 		}
-		h.from, h.n, h.lives = t.now, 0, [28]uint32{}
+		h.from, h.n, h.lives, h.high = t.now, 0, [28]uint32{}, high
 	}
 }
 

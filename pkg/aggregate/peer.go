@@ -174,6 +174,7 @@ func (t *Tracker) findHalfOpen() {
 		}
 		f := t.findings[t.findingOf(HalfOpen, proc)]
 		f.evidence.Ends.meet(&c.Ends, f.count == 0)
+		f.evidence.Exact = true
 		f.members++
 		f.count++
 		f.fresh, f.severity = true, Info

@@ -196,6 +196,7 @@ func (t *Tracker) evidence(f *finding, r *Finding) {
 		}
 	case FinWait2Stuck:
 		e.Peer = t.peerEvidence(f)
+		e.Exact = f.first != 0
 		t.accuseFirst(r, e.Peer.Peers)
 	case TimeWaitPorts:
 		e.Ports = t.portsEvidence(f.group)
