@@ -2,7 +2,6 @@ package jsonl
 
 import (
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -18,6 +17,7 @@ type kept struct {
 
 func (*kept) Transition(*aggregate.Transition) bool { return true }
 func (*kept) Socket(*aggregate.Socket) bool         { return true }
+func (*kept) Summary(*aggregate.Summary)            {}
 func (k *kept) Finding(f *aggregate.Finding) bool {
 	k.finding = *f
 	return true
@@ -40,7 +40,7 @@ type step struct {
 func connection(t testing.TB, steps ...step) *aggregate.Connection {
 	t.Helper()
 	var k kept
-	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 10, time.Minute)
+	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 10, events.DefaultThresholds)
 	for _, s := range steps {
 		tracker.Observe(&events.Event{
 			Kind: events.Transition, Ktime: s.ktime, Skaddr: 1, Cookie: 0xdeadbeef01, Netns: 4026531840,
@@ -93,12 +93,16 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 			object{
 				"cookie": nil, "lport": nil, "raddr": nil, "rport": nil, "pid": nil, "comm": nil, "owner_source": nil,
 				"role": nil, "start": nil, "duration_ms": nil, "states_ms": object{}, "closer": nil, "end": nil,
-				"close_call": nil, "sent_bytes": nil, "received_bytes": nil,
+				"close_call": nil, "sent_bytes": nil, "received_bytes": nil, "time_wait_end": nil,
 			},
 		},
 		{
 			"its end was missed", func(c *aggregate.Connection) { c.Ended = false },
-			object{"duration_ms": nil, "sent_bytes": nil, "received_bytes": nil},
+			object{"duration_ms": nil},
+		},
+		{
+			"its last transition was missed", func(c *aggregate.Connection) { c.Payload = false },
+			object{"sent_bytes": nil, "received_bytes": nil},
 		},
 		{"a server", func(c *aggregate.Connection) { c.Role = aggregate.Server }, object{"role": "server"}},
 		{"closed by the peer", func(c *aggregate.Connection) { c.Closer = aggregate.CloserRemote }, object{"closer": "remote"}},
@@ -108,6 +112,9 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 		{"timed out", func(c *aggregate.Connection) { c.End = aggregate.EndTimeout }, object{"end": "timeout"}},
 		{"refused", func(c *aggregate.Connection) { c.End = aggregate.EndRefused }, object{"end": "refused"}},
 		{"aborted", func(c *aggregate.Connection) { c.End = aggregate.EndAborted }, object{"end": "aborted"}},
+		{"TIME_WAIT ran out", func(c *aggregate.Connection) { c.TimeWaitEnd = aggregate.Expired }, object{"time_wait_end": "expired"}},
+		{"another took its place", func(c *aggregate.Connection) { c.TimeWaitEnd = aggregate.Reused }, object{"time_wait_end": "reused"}},
+		{"TIME_WAIT was killed", func(c *aggregate.Connection) { c.TimeWaitEnd = aggregate.Killed }, object{"time_wait_end": "killed"}},
 		{"shut down", func(c *aggregate.Connection) { c.CloseCall = aggregate.CallShutdown }, object{"close_call": "shutdown"}},
 		{"closed by exit", func(c *aggregate.Connection) { c.CloseCall = aggregate.CallExit }, object{"close_call": "exit"}},
 		{
@@ -121,7 +128,7 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := activeClose(t)
 			c.Role, c.Closer, c.End, c.CloseCall = aggregate.Client, aggregate.CloserLocal, aggregate.EndFin, aggregate.CallClose
-			c.Sent, c.Received, c.Ended = 1<<40, 5, true
+			c.Payload, c.Sent, c.Received, c.Ended = true, 1<<40, 5, true
 			want := with(endsObject("connection", 205*ms), object{
 				"role": "client", "start": at(1 * ms), "duration_ms": num("204.000"), "states_ms": states,
 				"closer": "local", "end": "fin", "close_call": "close",

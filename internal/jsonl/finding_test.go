@@ -20,7 +20,7 @@ import (
 func history(t testing.TB) *aggregate.History {
 	t.Helper()
 	var k kept
-	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 100, time.Minute)
+	tracker := aggregate.NewTracker(&k, &aggregate.Filter{}, 100, events.DefaultThresholds)
 	tracker.Scanned(events.Scan{Complete: true, Every: true})
 	now := uint64(time.Second)
 	play := func(cookie uint64, old, next events.State, flags events.Flags) {

@@ -141,6 +141,10 @@ func TestATransitionHasTheFieldsOfTheContract(t *testing.T) {
 		{"all known", func(*aggregate.Transition) {}, nil},
 		{"no cookie", func(tr *aggregate.Transition) { tr.Cookie = 0 }, object{"cookie": nil}},
 		{"the largest cookie", func(tr *aggregate.Transition) { tr.Cookie = math.MaxUint64 }, object{"cookie": "ffffffffffffffff"}},
+		{
+			"of a minisocket", func(tr *aggregate.Transition) { tr.Old, tr.New, tr.Mini = events.FinWait2, events.TimeWait, true },
+			object{"oldstate": "FIN_WAIT2", "newstate": "TIME_WAIT", "source": "timewait"},
+		},
 		{"no local port yet", func(tr *aggregate.Transition) { tr.Lport = 0 }, object{"lport": nil}},
 		{"the largest ports", func(tr *aggregate.Transition) { tr.Lport, tr.Rport = 65535, 65535 }, object{"lport": num("65535"), "rport": num("65535")}},
 		{"no peer", func(tr *aggregate.Transition) { tr.Raddr, tr.Rport = addr("0.0.0.0"), 0 }, object{"raddr": nil, "rport": nil}},
@@ -349,14 +353,14 @@ func TestStatsHaveTheFieldsOfTheContract(t *testing.T) {
 	check(t, e.Stats(nil, &aggregate.Stats{
 		Ktime: 1, Seen: math.MaxUint64, Delivered: 2, Filtered: 3,
 		Lost: aggregate.Lost{RingFull: 4, Nested: 5, TableFull: 6, Decode: 7}, RecordsLost: 8,
-		Records:   aggregate.Records{Transition: 9, Connection: 10, Socket: 11, Stats: 12, Finding: 15},
+		Records:   aggregate.Records{Transition: 9, Connection: 10, Socket: 11, Stats: 12, Finding: 15, Summary: 16},
 		Unprinted: 13, Tracked: 14, Hidden: 16,
 		Probes: []aggregate.Probe{{Facility: "accept", Variant: "fexit"}, {Facility: "clock"}},
 	}), object{
 		"type": "stats", "time": at(1), "seen": num("18446744073709551615"), "delivered": num("2"), "filtered": num("3"),
 		"lost":         object{"ring_full": num("4"), "nested": num("5"), "table_full": num("6"), "decode": num("7")},
 		"records_lost": num("8"),
-		"records":      object{"transition": num("9"), "connection": num("10"), "socket": num("11"), "finding": num("15"), "stats": num("12")},
+		"records":      object{"transition": num("9"), "connection": num("10"), "socket": num("11"), "finding": num("15"), "summary": num("16"), "stats": num("12")},
 		"unprinted":    num("13"), "sockets_tracked": num("14"), "hidden_processes": num("16"),
 		"probes": object{"accept": "fexit", "clock": nil},
 	})
@@ -364,7 +368,7 @@ func TestStatsHaveTheFieldsOfTheContract(t *testing.T) {
 		"type": "stats", "time": at(2), "seen": num("0"), "delivered": num("0"), "filtered": num("0"),
 		"lost":         object{"ring_full": num("0"), "nested": num("0"), "table_full": num("0"), "decode": num("0")},
 		"records_lost": num("0"),
-		"records":      object{"transition": num("0"), "connection": num("0"), "socket": num("0"), "finding": num("0"), "stats": num("0")},
+		"records":      object{"transition": num("0"), "connection": num("0"), "socket": num("0"), "finding": num("0"), "summary": num("0"), "stats": num("0")},
 		"unprinted":    num("0"), "sockets_tracked": num("0"), "hidden_processes": num("0"), "probes": object{},
 	})
 }

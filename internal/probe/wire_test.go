@@ -3,6 +3,8 @@ package probe
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -27,7 +29,7 @@ func wireTransition(kind uint8) (w tcptraceTransition) {
 	w.Ev.KtimeNs, w.Ev.Skaddr, w.Ev.Cookie, w.Ev.Netns = 1<<40+1, 1<<63+2, 1<<41+3, 4
 	w.Ev.Kind, w.Ev.Oldstate, w.Ev.Newstate, w.Ev.Flags = kind, 5, 6, 0xa7
 	w.Proc.Pid, w.Proc.Hidden, w.Proc.Comm = 8, 9, [16]uint8{'n', 'g', 'i', 'n', 'x'}
-	w.Family, w.Lport, w.Rport, w.Shutdown = 10, 11, 12, 3
+	w.Family, w.Lport, w.Rport, w.Shutdown, w.Linger2 = 10, 11, 12, 3, 1
 	w.Laddr, w.Raddr = addr(1), addr(2)
 	w.Listener, w.Err, w.Unread, w.Sent, w.Received = 1<<42+13, 14, 15, 1<<43+16, 1<<44+17
 	return w
@@ -41,6 +43,7 @@ func decodedTransition(kind events.Kind) events.Event {
 		Lport:    11,
 		Rport:    12,
 		Shutdown: 3,
+		Linger2:  true,
 		Laddr:    addr(1),
 		Raddr:    addr(2),
 		Listener: 1<<42 + 13, Err: 14, Unread: 15, Sent: 1<<43 + 16, Received: 1<<44 + 17,
@@ -60,6 +63,18 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 	decodedRow.Queued, decodedRow.Kernel, decodedRow.Mini, decodedRow.Left = 21, true, true, 1<<47+22
 	decodedRow.Thread, decodedRow.Fresh = true, true
 
+	// Fields that are the only one set find those that are mixed up.
+	guarded, stamped := tcptraceSocketRow{Fd: -1, Guarded: 1}, tcptraceSocketRow{Fd: -1, Stamped: 1}
+	for _, r := range []*tcptraceSocketRow{&guarded, &stamped} {
+		r.Tr.Ev.Kind, r.Tr.Ev.Oldstate, r.Tr.Ev.Newstate = 4, 6, 6
+	}
+
+	var over tcptraceTimewait
+	over.Ev.KtimeNs, over.Ev.Skaddr, over.Ev.Cookie, over.Ev.Netns = 1<<40+1, 1<<63+2, 1<<41+3, 4
+	over.Ev.Kind, over.Ev.Oldstate, over.Ev.Newstate = 6, 6, 7
+	over.LeftNs, over.Family, over.Lport, over.Rport, over.Why, over.Stamped = -5, 10, 6, 7, 2, 1
+	over.Laddr, over.Raddr = addr(1), addr(2)
+
 	var process tcptraceProcess
 	process.Ev.Kind, process.Ev.KtimeNs, process.Proc.Pid, process.Parent.Pid = 5, 7, 20, 21
 	process.Parent.Comm = [16]uint8{'s', 'h'}
@@ -73,6 +88,13 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 		{"destroy", destroy, events.Event{Kind: events.Destroy, Cookie: 3, Flags: 4, Fd: -1}},
 		{"accept", accept, events.Event{Kind: events.Accept, Skaddr: 5, Proc: events.Proc{Pid: 6}, Fd: -1}},
 		{"socket", row, decodedRow},
+		{"guarded socket", guarded, events.Event{Kind: events.Socket, Old: 6, New: 6, Fd: -1, Guarded: true}},
+		{"stamped socket", stamped, events.Event{Kind: events.Socket, Old: 6, New: 6, Fd: -1, Stamped: true}},
+		{"minisocket", over, events.Event{
+			Ktime: 1<<40 + 1, Skaddr: 1<<63 + 2, Cookie: 1<<41 + 3, Netns: 4, Kind: events.Minisocket,
+			Old: events.TimeWait, New: events.Close, Left: -5, Lport: 6, Rport: 7, Why: events.WhySyn, Stamped: true,
+			Laddr: addr(1), Raddr: addr(2), Fd: -1,
+		}},
 		{"process", process, events.Event{
 			Kind: events.Fork, Ktime: 7, Proc: events.Proc{Pid: 20},
 			Parent: events.Proc{Pid: 21, Comm: events.MakeComm("sh")}, Fd: -1,
@@ -87,6 +109,22 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 				t.Errorf("decoded (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// enum timewait_why, which no struct shows.
+func TestTheReasonsAreNumberedAsInTheHeader(t *testing.T) {
+	header, err := os.ReadFile("../../bpf/tcptrace.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]events.Why{
+		"TW_CONNECT": events.WhyConnect, "TW_SYN": events.WhySyn, "TW_RESET": events.WhyReset,
+		"TW_KILLED": events.WhyKilled, "TW_OTHER": events.WhyOther,
+	} {
+		if line := fmt.Sprintf("%s = %d,", name, want); !bytes.Contains(header, []byte(line)) {
+			t.Errorf("bpf/tcptrace.h: want %q in it", line)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package recording
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
@@ -18,13 +19,14 @@ import (
 
 // The calls of a Sink, as values.
 type (
-	eventCall   struct{ Raw string }
-	scannedCall struct{ Scan events.Scan }
-	afterCall   struct{ After time.Duration }
-	booksCall   struct{ Books events.Books }
-	probeCall   struct{ Facility, Variant string }
-	detailsCall struct{ Details events.Details }
-	clockCall   struct {
+	eventCall      struct{ Raw string }
+	scannedCall    struct{ Scan events.Scan }
+	booksCall      struct{ Books events.Books }
+	probeCall      struct{ Facility, Variant string }
+	detailsCall    struct{ Details events.Details }
+	thresholdsCall struct{ Thresholds events.Thresholds }
+	networkCall    struct{ Network events.Network }
+	clockCall      struct {
 		Ktime uint64
 		Wall  int64
 	}
@@ -36,7 +38,8 @@ type sinkFunc func(call any) error
 func (f sinkFunc) Event(raw []byte) error               { return f(eventCall{string(raw)}) }
 func (f sinkFunc) Clock(k uint64, w int64) error        { return f(clockCall{k, w}) }
 func (f sinkFunc) Scanned(s events.Scan) error          { return f(scannedCall{s}) }
-func (f sinkFunc) CloseWaitAfter(d time.Duration) error { return f(afterCall{d}) }
+func (f sinkFunc) Thresholds(t events.Thresholds) error { return f(thresholdsCall{t}) }
+func (f sinkFunc) Network(n events.Network) error       { return f(networkCall{n}) }
 func (f sinkFunc) Books(b events.Books) error           { return f(booksCall{b}) }
 func (f sinkFunc) Probe(facility, v string) error       { return f(probeCall{facility, v}) }
 func (f sinkFunc) Details(d *events.Details) error      { return f(detailsCall{*d}) }
@@ -72,8 +75,10 @@ func do(s Sink, call any) error {
 		return s.Clock(c.Ktime, c.Wall)
 	case scannedCall:
 		return s.Scanned(c.Scan)
-	case afterCall:
-		return s.CloseWaitAfter(c.After)
+	case thresholdsCall:
+		return s.Thresholds(c.Thresholds)
+	case networkCall:
+		return s.Network(c.Network)
 	case booksCall:
 		return s.Books(c.Books)
 	case probeCall:
@@ -111,9 +116,18 @@ func sample() []any {
 		detailsCall{},
 		clockCall{1, 1_700_000_000_000_000_000},
 		eventCall{strings.Repeat("\x00", 128)},
-		afterCall{90 * time.Second},
+		thresholdsCall{events.Thresholds{
+			CloseWaitAfter: 90 * time.Second, FinWait2After: math.MaxInt64, HalfOpenAfter: 1, ShortLived: math.MaxUint32, PortsPercent: 100,
+		}},
+		thresholdsCall{},
+		networkCall{events.Network{
+			Netns: math.MaxUint32, PortLow: 1, PortHigh: math.MaxUint16, Reserved: 3, ReusePolicy: 2, Timestamps: 1,
+			MaxTimeWait: 1 << 18, FinTimeout: 60, TimeWaitSkipped: math.MaxUint64,
+		}},
+		networkCall{},
 		scannedCall{events.Scan{Complete: true}},
 		scannedCall{events.Scan{Every: true}},
+		scannedCall{events.Scan{All: true}},
 		scannedCall{},
 		eventCall{""},
 		eventCall{"\x01\x02\xff\n"},
@@ -217,12 +231,16 @@ func TestReplayRefusesWhatIsNoRecording(t *testing.T) {
 		{"text", []byte("{\"type\":\"transition\"}\n"), "not a tcptrace recording"},
 		{"another magic", changed(0, 't'), "not a tcptrace recording"},
 		{"a later version", changed(8, 200), "it has version 200"},
-		{"a much later version", changed(11, 1), "it has version 16777218"},
+		{"a much later version", changed(11, 1), fmt.Sprintf("it has version %d", version+1<<24)},
+		{"the version before", changed(8, version-1), fmt.Sprintf("it has version %d", version-1)},
 		{"frame type 0", append(header, 0, 0, 0), "type 0"},
 		{"frame type 99", append(header, 99, 2, 0, 1, 2), "type 99 with 2 bytes"},
 		{"a clock that is too short", append(header, byte(frameClock), 1, 0, 1), "with 1 bytes"},
 		{"books that are too long", append(append(header, byte(frameBooks), 41, 0), make([]byte, 41)...), "with 41 bytes"},
 		{"details that are too short", append(append(header, byte(frameDetails), 15, 0), make([]byte, 15)...), "with 15 bytes"},
+		{"thresholds that are too short", append(append(header, byte(frameThresholds), 31, 0), make([]byte, 31)...), "with 31 bytes"},
+		{"a network that is too long", append(append(header, byte(frameNetwork), 200, 0), make([]byte, 200)...), "with 200 bytes"},
+		{"a scan with what is not said of one", append(header, byte(frameScanned), 1, 0, 8), "with 1 bytes"},
 		{"a scan without its verdict", append(header, byte(frameScanned), 0, 0), "with 0 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -300,7 +318,7 @@ func FuzzReplay(f *testing.F) {
 	f.Add(file)
 	f.Add(file[:len(file)-1])
 	for _, b := range borders {
-		f.Add(append(file[:b:b], "\x09\xff\xff"...))
+		f.Add(append(file[:b:b], "\xff\xff\xff"...))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var got []any
@@ -336,7 +354,8 @@ type nothing struct{}
 func (nothing) Event([]byte) error                 { return nil }
 func (nothing) Clock(uint64, int64) error          { return nil }
 func (nothing) Scanned(events.Scan) error          { return nil }
-func (nothing) CloseWaitAfter(time.Duration) error { return nil }
+func (nothing) Thresholds(events.Thresholds) error { return nil }
+func (nothing) Network(events.Network) error       { return nil }
 func (nothing) Books(events.Books) error           { return nil }
 func (nothing) Details(*events.Details) error      { return nil }
 func (nothing) Probe(string, string) error         { return nil }

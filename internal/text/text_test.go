@@ -134,9 +134,18 @@ func TestALineSaysWhatHappened(t *testing.T) {
 		{
 			"a connection", e.Connection(nil, &aggregate.Connection{
 				Ends: s, Ktime: 3e9, Start: 1e9, Role: aggregate.Client, Closer: aggregate.CloserRemote,
-				End: aggregate.EndResetReceived, Ended: true, Sent: 12, Received: 34,
+				End: aggregate.EndResetReceived, Ended: true, Payload: true, Sent: 12, Received: 34,
 			}),
-			[]string{"connection client", "end=reset_received", "closer=remote", "2000.000 ms", "sent=12", "received=34"}, "",
+			[]string{"connection client", "end=reset_received", "closer=remote", "2000.000 ms", "sent=12", "received=34"}, "time_wait",
+		},
+		{
+			"a connection that was in TIME_WAIT", e.Connection(nil, &aggregate.Connection{Ends: s, End: aggregate.EndFin, TimeWaitEnd: aggregate.Reused}),
+			[]string{"end=fin", "time_wait_end=reused"}, "sent",
+		},
+		{
+			"a transition that the tracepoint does not show",
+			e.Transition(nil, &aggregate.Transition{Ends: s, Old: events.FinWait2, New: events.TimeWait, Dwell: dwell, Mini: true}),
+			[]string{"FIN_WAIT2", "-> TIME_WAIT", "500.220 ms"}, "missed",
 		},
 		{
 			"a connection of which nothing is known", e.Connection(nil, &aggregate.Connection{Ends: s}),

@@ -18,7 +18,7 @@ func audit(t *testing.T, tr *Tracker) {
 			young: {}, late: {},
 		}
 	)
-	for _, i := range tr.table.bySk {
+	for _, i := range tr.table.byAddr {
 		c := tr.table.at(i)
 		if int(c.proc) >= len(tr.procs.all) || tr.procs.all[c.proc] == nil {
 			t.Fatalf("socket %x: process number %d is free, want a process", c.Cookie, c.proc)
@@ -29,8 +29,13 @@ func audit(t *testing.T, tr *Tracker) {
 		}
 		if c.finding != noFinding {
 			members[c.finding]++
-			if c.suspect != late {
+			switch f := tr.findings[c.finding]; {
+			case f == nil:
+				t.Errorf("socket %x: has finding %d, which is free", c.Cookie, c.finding)
+			case f.kind.aboutLate() && c.suspect != late:
 				t.Errorf("socket %x: has finding %d and is in list %d, want it among the late", c.Cookie, c.finding, c.suspect)
+			case !f.kind.aboutLate() && (f.kind != FinWait2Stuck || c.state != events.FinWait2):
+				t.Errorf("socket %x in %s: is a member of a %s", c.Cookie, c.state, f.kind)
 			}
 		}
 		if c.suspect != notSuspect {
@@ -43,8 +48,94 @@ func audit(t *testing.T, tr *Tracker) {
 	for which, want := range in {
 		auditList(t, tr, which, want)
 	}
-	auditProcesses(t, tr, owned, held)
+	made := auditMinis(t, tr, members)
+	auditProcesses(t, tr, owned, held, made)
 	auditFindings(t, tr, members)
+	auditGroups(t, tr)
+}
+
+// auditMinis returns how many minisockets each process has made.
+func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]int {
+	t.Helper()
+	made := map[uint32]int{}
+	settling := map[uint64]bool{}
+	for _, w := range tr.ending {
+		settling[w.addr] = true
+	}
+	for addr, i := range tr.minis.byAddr {
+		m := tr.minis.at(i)
+		if m.addr != addr || m.state != events.TimeWait && m.state != events.FinWait2 {
+			t.Errorf("minisocket %x: of address %x, in %s; want %x, in TIME_WAIT or FIN_WAIT2", m.Cookie, m.addr, m.state, addr)
+		}
+		if m.linked {
+			if int(m.proc) >= len(tr.procs.all) || tr.procs.all[m.proc] == nil {
+				t.Fatalf("minisocket %x: process number %d is free, want a process", m.Cookie, m.proc)
+			}
+			made[m.proc]++
+		}
+		if m.ended != 0 && !settling[addr] {
+			t.Errorf("minisocket %x: has ended, and nothing will come back to it", m.Cookie)
+		}
+		if m.stuck {
+			k := m.peer(m.role)
+			n := tr.opened[k.subject()]
+			members[n]++
+			if n == noFinding || m.state != events.FinWait2 {
+				t.Errorf("minisocket %x in %s: is stuck, of finding %d; want one in FIN_WAIT2, of a finding", m.Cookie, m.state, n)
+			}
+		}
+	}
+	if n := len(tr.minis.byAddr); n > tr.minis.max || int(tr.minis.used)-1-len(tr.minis.free) != n {
+		t.Errorf("%d minisockets, place for %d, %d handed out and %d of them free", n, tr.minis.max, tr.minis.used-1, len(tr.minis.free))
+	}
+	for cookie, i := range tr.starting {
+		m := tr.minis.at(i)
+		if m.Cookie != cookie || m.linked || tr.minis.find(m.addr) != i {
+			t.Errorf("waits for socket %x of minisocket number %d: %x, linked %v; want one that is there and not linked", cookie, i, m.Cookie, m.linked)
+		}
+	}
+	return made
+}
+
+// auditGroups checks the ports that are counted, and what else refers to processes.
+func auditGroups(t *testing.T, tr *Tracker) {
+	t.Helper()
+	var live, waiting, plain = map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}
+	for _, i := range tr.table.byAddr {
+		live[tr.table.at(i).ports]++
+	}
+	for _, i := range tr.minis.byAddr {
+		m := tr.minis.at(i)
+		waiting[m.ports]++
+		if !m.stamped {
+			plain[m.ports]++
+		}
+	}
+	free := map[uint32]bool{0: true}
+	for _, i := range tr.freeGroups {
+		free[i] = true
+	}
+	for k := range tr.groups {
+		i, g := uint32(k), &tr.groups[k]
+		if free[i] {
+			if i != 0 && (*g != portGroup{} || live[i]+waiting[i] > 0) {
+				t.Errorf("port group %d: free, and not empty: %+v", i, g)
+			}
+			continue
+		}
+		if g.live != live[i] || g.waiting != waiting[i] || g.plain != plain[i] || tr.groupOf[g.key] != i {
+			t.Errorf("port group %d: %d live, %d waiting, %d plain; want %d, %d, %d", i, g.live, g.waiting, g.plain, live[i], waiting[i], plain[i])
+		}
+		if g.live+g.waiting == 0 && g.finding == noFinding {
+			t.Errorf("port group %d: empty, want it free", i)
+		}
+		if f := g.finding; f != noFinding && (tr.findings[f] == nil || tr.findings[f].group != i) {
+			t.Errorf("port group %d: its finding %d is not about it", i, f)
+		}
+	}
+	if n := len(tr.groupOf) + len(free); n != len(tr.groups) {
+		t.Errorf("port groups: %d in use, %d free, want %d in all", len(tr.groupOf), len(free), len(tr.groups))
+	}
 }
 
 func auditList(t *testing.T, tr *Tracker, which uint8, want map[uint32]bool) {
@@ -66,8 +157,17 @@ func auditList(t *testing.T, tr *Tracker, which uint8, want map[uint32]bool) {
 	}
 }
 
-func auditProcesses(t *testing.T, tr *Tracker, owned, held map[uint32]int) {
+func auditProcesses(t *testing.T, tr *Tracker, owned, held, made map[uint32]int) {
 	t.Helper()
+	about, pins := map[uint32]int{}, map[uint32]int{}
+	for _, f := range tr.findings {
+		if f != nil {
+			about[f.proc]++
+		}
+	}
+	for k := range tr.churns {
+		pins[k.proc]++
+	}
 	contained := 0
 	free := map[uint32]bool{}
 	for _, n := range tr.procs.free {
@@ -92,6 +192,12 @@ func auditProcesses(t *testing.T, tr *Tracker, owned, held map[uint32]int) {
 		if n != nobody && q.owned != owned[n] {
 			t.Errorf("process %d: owns %d, want %d", q.pid, q.owned, owned[n])
 		}
+		if q.timeWait != made[n] {
+			t.Errorf("process %d: %d minisockets, want %d", q.pid, q.timeWait, made[n])
+		}
+		if q.findings != about[n] || q.pins != pins[n] {
+			t.Errorf("process %d: %d findings, %d pins; want %d, %d", q.pid, q.findings, q.pins, about[n], pins[n])
+		}
 		if h := q.history; h.Held != held[n] || h.PeerClosed < uint64(h.Held) || h.PeerClosed > 1<<63 || h.Closed > h.PeerClosed {
 			t.Errorf("process %d: %d closed by the peer, %d of these closed, %d held; want %d held, and not more than there were",
 				q.pid, h.PeerClosed, h.Closed, h.Held, held[n])
@@ -104,11 +210,6 @@ func auditProcesses(t *testing.T, tr *Tracker, owned, held map[uint32]int) {
 		}
 		if n != nobody && tr.procs.byPid[q.pid] != n && q.idle() {
 			t.Errorf("process %d: has lost its PID and everything else, want it forgotten", q.pid)
-		}
-		for kind, f := range q.open {
-			if f != noFinding && (tr.findings[f] == nil || tr.findings[f].proc != n || tr.findings[f].kind != Kind(kind)) {
-				t.Errorf("process %d: its %s is number %d, which is not about it", q.pid, Kind(kind), f)
-			}
 		}
 	}
 	if tr.procs.contained != contained {
@@ -130,12 +231,20 @@ func auditFindings(t *testing.T, tr *Tracker, members map[uint32]int) {
 			}
 			continue
 		}
-		if q := tr.procs.all[f.proc]; q == nil || q.open[f.kind] != uint32(n) {
-			t.Errorf("finding %d: about process number %d, which does not have it", n, f.proc)
+		if got, ok := tr.opened[f.subject]; !ok || got != uint32(n) || tr.procs.all[f.proc] == nil {
+			t.Errorf("finding %d: about process number %d, and is number %d there", n, f.proc, got)
 		}
-		if f.kind == FdLimit && (f.members < 0 || f.members > 1) || f.kind != FdLimit && f.members != members[uint32(n)] {
-			t.Errorf("finding %d, %s: %d members, want %d", n, f.kind, f.members, members[uint32(n)])
+		switch {
+		case f.kind.aboutLate() || f.kind == FinWait2Stuck:
+			if f.members != members[uint32(n)] {
+				t.Errorf("finding %d, %s: %d members, want %d", n, f.kind, f.members, members[uint32(n)])
+			}
+		case f.kind != HalfOpen && (f.members < 0 || f.members > 1):
+			t.Errorf("finding %d, %s: %d members, want at most 1", n, f.kind, f.members)
 		}
+	}
+	if got := len(tr.findings) - 1 - len(tr.freeFindings); len(tr.opened) != got {
+		t.Errorf("%d open findings, want %d", len(tr.opened), got)
 	}
 }
 
@@ -144,8 +253,14 @@ func auditFindings(t *testing.T, tr *Tracker, members map[uint32]int) {
 func auditEmpty(t *testing.T, tr *Tracker) {
 	t.Helper()
 	audit(t, tr)
-	if n := len(tr.table.bySk); n != 0 {
+	if n := len(tr.table.byAddr); n != 0 {
 		t.Errorf("%d sockets, want 0", n)
+	}
+	if n, k := len(tr.minis.byAddr), len(tr.starting); n != 0 || k != 0 {
+		t.Errorf("%d minisockets, waits for the sockets of %d; want 0, 0", n, k)
+	}
+	if n := len(tr.groupOf); n != 0 {
+		t.Errorf("%d port groups, want 0", n)
 	}
 	for _, f := range tr.findings {
 		if f != nil {
@@ -156,9 +271,12 @@ func auditEmpty(t *testing.T, tr *Tracker) {
 		t.Errorf("%d exits to tell of, want 0", len(tr.exits))
 	}
 	for _, q := range tr.procs.all[1:] {
-		if q != nil && (q.owned != 0 || q.history.Held != 0) {
-			t.Errorf("process %d: owns %d, holds %d; want 0, 0", q.pid, q.owned, q.history.Held)
+		if q != nil && (q.owned != 0 || q.timeWait != 0 || q.history.Held != 0) {
+			t.Errorf("process %d: owns %d, made %d minisockets, holds %d; want 0, 0, 0", q.pid, q.owned, q.timeWait, q.history.Held)
 		}
+	}
+	if n := tr.procs.all[nobody].timeWait; n != 0 {
+		t.Errorf("nobody made %d minisockets, want 0", n)
 	}
 	if h := tr.procs.all[nobody].history.Held; h != 0 {
 		t.Errorf("nobody holds %d in CLOSE_WAIT, want 0", h)

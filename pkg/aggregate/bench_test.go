@@ -46,7 +46,7 @@ type storm struct {
 }
 
 func newStorm() *storm {
-	tr := NewTracker(take{connection: func(*Connection) {}}, &Filter{}, 1<<20, time.Minute)
+	tr := NewTracker(take{connection: func(*Connection) {}}, &Filter{}, 1<<20, thresholds(time.Minute))
 	tr.Scanned(events.Scan{Complete: true, Every: true})
 	return &storm{tr: tr, evs: connectionOfTheStorm(), cookie: 1, ktime: 1}
 }
@@ -85,7 +85,7 @@ func TestObservingAllocatesNothing(t *testing.T) {
 // leakers is a tracker with n late sockets of seven processes, all of which the scan
 // under way has found.
 func leakers(b *testing.B, n int) (*Tracker, []events.Event) {
-	tr := NewTracker(take{}, &Filter{}, n, time.Minute)
+	tr := NewTracker(take{}, &Filter{}, n, thresholds(time.Minute))
 	tr.Scanned(events.Scan{Complete: true, Every: true})
 	s := &story{t: b, tr: tr, ms: 1000}
 	for k := range n {

@@ -122,3 +122,4 @@ func (o take) Connection(r *Connection) bool {
 
 func (take) Socket(*Socket) bool   { return true }
 func (take) Finding(*Finding) bool { return true }
+func (take) Summary(*Summary)      {}

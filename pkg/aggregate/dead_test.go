@@ -201,7 +201,7 @@ func TestALeakThatIsResetBecomesAnotherLeak(t *testing.T) {
 
 func TestDeadSocketsThatWereThereBeforeAreFoundByTheFirstScan(t *testing.T) {
 	s := &story{t: t, ms: 500_000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	s.tick()
 	s.scan(
 		holds(nth(0), "C", 1, "srv", 4, quiet(2*minute)),

@@ -230,7 +230,7 @@ func TestAnExitIsThatOfWhoHeldItLast(t *testing.T) {
 
 func TestASocketThatWasThereBeforeAndThatAnExitClosesHasALowerBoundOfAge(t *testing.T) {
 	s := &story{t: t, ms: 500_000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	s.tick()
 	s.scan(holds(server, "CW", 1, "srv", 4, quiet(minute/2), sent(100)))
 	s.pass(minute / 2)
@@ -258,14 +258,14 @@ func TestAnExitIsNoLeakIfNobodyKnowsSinceWhenThePeerHadClosed(t *testing.T) {
 			s.exits(server, 1, "srv")
 		}},
 		{"missed by one that was there before, and quiet", func(s *story) {
-			s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+			s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 			s.pass(100 * minute)
 			s.scan(holds(server, "E", 1, "srv", 4, quiet(90*minute)))
 			s.pass(minute)
 			s.exits(server, 1, "srv")
 		}},
 		{"it exits while the first scan is under way", func(s *story) {
-			s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+			s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 			s.pass(100 * minute)
 			s.tick()
 			s.exits(server, 1, "srv")

@@ -101,7 +101,7 @@ func TestFollowTakesChildrenAndOnlyThose(t *testing.T) {
 // scan is over.
 func TestAProcessThatWasThereBeforeKeepsItsPid(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10, time.Minute)
+	s.tr = NewTracker(s, &Filter{Pids: []uint32{2}, Follow: true}, 10, thresholds(time.Minute))
 	s.fork(1, 2, "cli")
 	s.fork(2, 3, "child")
 	s.tr.Scanned(events.Scan{Complete: true, Every: true})

@@ -144,7 +144,7 @@ func TestALimitIsOfTheProcessAndNotOfItsPid(t *testing.T) {
 
 func TestLimitsBeforeTheFirstScanAreNoFindings(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	for n := range 50 {
 		s.open(nth(n))
 	}

@@ -117,7 +117,7 @@ func TestAnAcceptorThatCannotBeSeenLeavesNoOwner(t *testing.T) {
 
 func TestListenersThatShareAPortLeaveTheQueuedWithoutOwner(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	other := listen
 	other.addr, other.cookie = 0x11, 0x2
 	noSocket := func(ev *events.Event) { ev.Flags = 0 }

@@ -128,7 +128,7 @@ func TestANewProcessWithAnOldPidIsNotInTheOldContainer(t *testing.T) {
 
 func TestEveryRecordTellsTheContainer(t *testing.T) {
 	s := &story{t: t, ms: 500_000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	out := &records{}
 	s.tr.out = out
 	s.details(events.Details{Pid: 1, Container: "aaa"})
@@ -147,6 +147,8 @@ func (o *records) Transition(r *Transition) bool { return o.keep(r.Container) }
 func (o *records) Connection(r *Connection) bool { return o.keep(r.Container) }
 func (o *records) Socket(r *Socket) bool         { return o.keep(r.Container) }
 func (o *records) Finding(r *Finding) bool       { return o.keep(r.Container) }
+
+func (*records) Summary(*Summary) {}
 
 func (o *records) keep(c string) bool {
 	o.containers = append(o.containers, c)

@@ -184,6 +184,8 @@ func (o *truth) Connection(r *Connection) bool {
 
 func (o *truth) Socket(*Socket) bool { return o.takes() }
 
+func (o *truth) Summary(*Summary) {}
+
 func (o *truth) Finding(r *Finding) bool {
 	if !o.takes() {
 		return false
@@ -193,7 +195,7 @@ func (o *truth) Finding(r *Finding) bool {
 		o.t.Errorf("%s: is %s after %s (told before: %v); want open, then updates, then resolved", r.ID, r.Status, was, known)
 	}
 	o.open[r.ID] = r.Status
-	if r.Status != Resolved && r.Kind != FdLimit {
+	if r.Status != Resolved && (r.Kind.aboutLate() || r.Kind == NeverClosed) {
 		o.leak(r)
 	}
 	return true
@@ -267,7 +269,7 @@ type run struct {
 }
 
 func (r *run) do(t *testing.T, steps int) {
-	r.tr = NewTracker(r.truth, &Filter{}, r.limit, soon)
+	r.tr = NewTracker(r.truth, &Filter{}, r.limit, thresholds(soon))
 	r.tr.Tick(1)
 	r.tr.Scanned(events.Scan{Complete: true, Every: true})
 	for range steps {
@@ -301,14 +303,11 @@ func (r *run) do(t *testing.T, steps int) {
 			t.Errorf("socket %x had %d connections, the tracker told %d", k, r.truth.begun[k], n)
 		}
 	}
-	for addr := range uint64(61) {
-		r.tr.Observe(&events.Event{Kind: events.Destroy, Ktime: r.now, Skaddr: addr})
-	}
 	r.truth.refuse = 0
 	for pid := range uint32(10) {
 		r.tr.Details(&events.Details{Pid: pid, Gone: true})
 	}
-	r.tr.Tick(r.now + uint64(time.Second))
+	goneAll(r.tr, 1000, r.now)
 	auditEmpty(t, r.tr)
 	if len(r.tr.held)+len(r.tr.listeners) != 0 {
 		t.Errorf("after everything was destroyed: holds %d back, knows %d listeners; want 0, 0", len(r.tr.held), len(r.tr.listeners))
@@ -432,7 +431,7 @@ func (r *run) compare(t *testing.T) {
 		}
 	}
 	for _, f := range r.tr.findings {
-		if f != nil && f.kind != FdLimit && f.members > 0 {
+		if f != nil && f.kind.aboutLate() && f.members > 0 {
 			got[about{f.kind, r.tr.procs.all[f.proc].pid}] += f.count
 		}
 	}
@@ -443,6 +442,7 @@ func (r *run) compare(t *testing.T) {
 
 // Events that no kernel would send, in any order.
 func TestNoEventBreaksTheTracker(t *testing.T) {
+	minis := []events.State{events.FinWait2, events.TimeWait}[:2:2]
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed, 11))
 		f := Filter{}
@@ -450,7 +450,10 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 			f = Filter{Pids: []uint32{1, 2}, Follow: true, Lports: []uint16{1, 2}, Family: 4}
 		}
 		out := &moody{rng: rng, refuse: rng.Float64() * 0.5}
-		tr := NewTracker(out, &f, 20, time.Minute)
+		tr := NewTracker(out, &f, 20, thresholds(time.Minute))
+		if seed%3 > 0 {
+			tr.SeesMinisockets(seed%3 == 1)
+		}
 		var transitions uint64
 		for range 3000 {
 			ev := events.Event{
@@ -461,14 +464,23 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 				Proc: events.Proc{Pid: rng.Uint32N(4), Hidden: rng.Uint32N(3)}, Parent: events.Proc{Pid: rng.Uint32N(4)},
 				Unread: rng.Uint32() >> rng.IntN(33), Sent: rng.Uint64() >> rng.IntN(65), Quiet: rng.Uint64() >> rng.IntN(65),
 				Unsent: rng.Uint64() >> rng.IntN(65), Queued: rng.Uint32N(2), Kernel: rng.IntN(9) == 0,
+				Mini: rng.IntN(3) == 0, Left: time.Duration(rng.Uint64() >> rng.IntN(65)), Why: events.Why(rng.IntN(7)), Stamped: rng.IntN(2) == 0,
+				Guarded: rng.IntN(2) == 0,
 			}
-			if ev.Kind == events.Transition {
+			switch ev.Kind {
+			case events.Transition:
 				transitions++
+			case events.Minisocket: // Decode lets no other states through
+				ev.Old, ev.New = minis[rng.IntN(2)], append(minis, events.Close)[rng.IntN(3)]
+			case events.Socket:
+				if ev.Mini {
+					ev.New = append(minis, events.SynRecv)[rng.IntN(3)]
+				}
 			}
 			tr.Observe(&ev)
 			switch rng.IntN(100) {
 			case 0:
-				tr.Scanned(events.Scan{Complete: rng.IntN(2) == 0, Every: rng.IntN(2) == 0})
+				tr.Scanned(events.Scan{Complete: rng.IntN(2) == 0, Every: rng.IntN(2) == 0, All: rng.IntN(2) == 0})
 				audit(t, tr)
 			case 1, 2, 3:
 				tr.Tick(ev.Ktime)
@@ -482,6 +494,15 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 				tr.Wanted()
 				tr.Watched()
 				tr.UnseenIn()
+				tr.Looks()
+				tr.WantNetworks()
+			case 6:
+				tr.Network(&events.Network{
+					Netns: rng.Uint32N(2), PortLow: 1, PortHigh: uint16(rng.IntN(4)), ReusePolicy: uint8(rng.IntN(3)),
+					Timestamps: uint8(rng.IntN(2)), TimeWaitSkipped: rng.Uint64N(3),
+				})
+			case 7:
+				tr.Summarize()
 			}
 			if t.Failed() {
 				t.Fatalf("seed %d: see above", seed)
@@ -489,18 +510,41 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 		}
 		audit(t, tr)
 		c := tr.Counts()
-		if sum := c.Delivered + c.Duplicates + c.TableFull; sum != transitions || c.Tracked > 20 {
+		if sum := c.Delivered + c.Duplicates + c.TableFull; sum != transitions || len(tr.table.byAddr) > 20 || len(tr.minis.byAddr) > 20 {
 			t.Errorf("%d transitions came: %+v", transitions, c)
 		}
-		for addr := range uint64(30) {
-			tr.Observe(&events.Event{Kind: events.Destroy, Ktime: 1 << 41, Skaddr: addr})
-		}
 		out.refuse = 0
-		tr.Tick(1 << 42)
+		goneAll(tr, 30, 1<<41)
 		auditEmpty(t, tr)
 		if t.Failed() {
 			t.Fatalf("seed %d: see above", seed)
 		}
+	}
+}
+
+// goneAll ends whatever has one of so many addresses, and lets the tracker tell of it.
+func goneAll(tr *Tracker, addrs, ktime uint64) {
+	for addr := range addrs {
+		tr.Observe(&events.Event{Kind: events.Destroy, Ktime: ktime, Skaddr: addr})
+	}
+	// No events say that these are gone, or say it twice.
+	for addr, i := range tr.minis.byAddr {
+		m := tr.minis.at(i)
+		tr.Observe(&events.Event{
+			Kind: events.Minisocket, Ktime: ktime, Skaddr: addr, Cookie: m.Cookie, Old: m.state, New: events.Close, Why: events.WhyKilled,
+		})
+	}
+	tr.Network(&events.Network{Netns: 0, PortLow: 1, PortHigh: 2})
+	tr.Network(&events.Network{Netns: 1, PortLow: 1, PortHigh: 2})
+	// Churn and overflow are over when nothing has come for a while.
+	for range 4 {
+		ktime += uint64(2 * time.Minute)
+		tr.Tick(ktime)
+		for _, n := range tr.WantNetworks() {
+			tr.Network(&events.Network{Netns: n, PortLow: 1, PortHigh: 2})
+		}
+		tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+		tr.Tick(ktime + 1)
 	}
 }
 
@@ -515,3 +559,4 @@ func (o *moody) Transition(*Transition) bool { return o.takes() }
 func (o *moody) Connection(*Connection) bool { return o.takes() }
 func (o *moody) Socket(*Socket) bool         { return o.takes() }
 func (o *moody) Finding(*Finding) bool       { return o.takes() }
+func (o *moody) Summary(*Summary)            {}

@@ -36,7 +36,7 @@ func TestEachDescriptorIsListedOnce(t *testing.T) {
 		}
 
 		first := &story{t: t, ms: 100_000}
-		first.tr = NewTracker(first, &Filter{}, 10, time.Minute)
+		first.tr = NewTracker(first, &Filter{}, 10, thresholds(time.Minute))
 		first.scan(rows...)
 		want := "age=60000 " + strings.ReplaceAll(tt.want, ":5", "") + " eof_read"
 		if got := first.lines(" socket "); len(got) != 1 || !strings.HasSuffix(got[0], want) {
@@ -136,7 +136,7 @@ func TestTheNamespacesOfLateSocketsThatAreNotFoundAreWanted(t *testing.T) {
 
 func TestSocketsThatWereThereBeforeAreJudgedByTheFirstScan(t *testing.T) {
 	s := &story{t: t, ms: 500_000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	s.tick()
 	s.scan(
 		holds(nth(0), "CW", 1, "srv", 4, quiet(minute)),
@@ -197,7 +197,7 @@ func TestSocketsThatWaitedBeforeAreTheirListeners(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &story{t: t, ms: 500_000}
-			s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+			s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 			s.tick()
 			s.scan(tt.rows...)
 			s.finds("#1 close_wait_leak open warning " + tt.want + " n=1 oldest=60000 not_accepted")

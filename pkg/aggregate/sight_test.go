@@ -118,7 +118,7 @@ func TestAQueuedSocketIsTiedToTheListenerOnItsVeryAddress(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := &story{t: t, ms: 1000}
-			s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+			s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 			second := listen
 			second.addr, second.cookie = 0x11, 0x2
 			holds(listen, "L", 1, "srv", 3, addr(tt.one))(s)
@@ -149,13 +149,13 @@ func TestAForkThatMakesTheTrackerForgetTheParentInheritsItsContainer(t *testing.
 // mini is what stands in for a socket.
 func (s *story) mini(k sock, state events.State, expires time.Duration) {
 	ev := s.event(k, events.Socket)
-	ev.Old, ev.New, ev.Mini, ev.Expires = state, state, true, uint64(expires)
+	ev.Old, ev.New, ev.Mini, ev.Left = state, state, true, expires
 	s.tr.Observe(&ev)
 }
 
 func TestWhatStandsInForASocketIsListedAndNotTracked(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{Lports: []uint16{80}}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{Lports: []uint16{80}}, 1000, thresholds(time.Minute))
 	s.mini(sock{addr: 1, lport: 80, rport: 1}, events.SynRecv, 0)
 	s.mini(sock{addr: 2, cookie: 0x22, lport: 80, rport: 2}, events.TimeWait, 45*time.Second)
 	s.mini(sock{addr: 3, cookie: 0x33, lport: 80, rport: 3}, events.FinWait2, 45*time.Second)
@@ -163,9 +163,9 @@ func TestWhatStandsInForASocketIsListedAndNotTracked(t *testing.T) {
 	s.mini(sock{addr: 5, lport: 81, rport: 5}, events.TimeWait, 45*time.Second) // another port
 	s.tells(
 		"0 - socket SR age=?",
-		"22 - socket TIME_WAIT age=14980", // at least: its jiffies may be one less
+		"22 - socket TW age=14980", // at least: its jiffies may be one less
 		"33 - socket F2 age=?",
-		"0 - socket TIME_WAIT age=?")
+		"0 - socket TW age=?")
 	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	s.mini(sock{addr: 6, lport: 80, rport: 6}, events.TimeWait, 45*time.Second) // after the first scan
 	s.tells()
@@ -178,7 +178,7 @@ func TestWhatStandsInForASocketIsListedAndNotTracked(t *testing.T) {
 func TestWhatStandsInForASocketIsNoProcesses(t *testing.T) {
 	s := &story{t: t, ms: 1000}
 	f := pids(1)
-	s.tr = NewTracker(s, &f, 1000, time.Minute)
+	s.tr = NewTracker(s, &f, 1000, thresholds(time.Minute))
 	s.mini(sock{addr: 2, lport: 80, rport: 2}, events.TimeWait, 45*time.Second)
 	s.tells()
 }

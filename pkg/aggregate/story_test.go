@@ -27,9 +27,17 @@ type story struct {
 	ids      []string  // of findings, in the order in which they came up
 }
 
+// thresholds are the default ones, with another time that a process has to close; and
+// with a minute for the peer, so that it is not for its sake that a scan is wanted.
+func thresholds(closeWaitAfter time.Duration) events.Thresholds {
+	th := events.DefaultThresholds
+	th.CloseWaitAfter, th.FinWait2After = closeWaitAfter, time.Minute
+	return th
+}
+
 func newStory(t *testing.T, f Filter) *story {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &f, 1000, time.Minute)
+	s.tr = NewTracker(s, &f, 1000, thresholds(time.Minute))
 	s.tick()
 	s.tr.Scanned(events.Scan{Complete: true, Every: true})
 	return s
@@ -39,8 +47,12 @@ func (s *story) Transition(r *Transition) bool {
 	if s.refu {
 		return false
 	}
-	s.said = append(s.said, fmt.Sprintf("%x %s %s>%s %s%s", r.Cookie, owner(&r.Owner), short(r.Old), short(r.New),
-		inMs(r.Dwell), marks(r.Gap, r.Unprinted)))
+	source := ""
+	if r.Mini {
+		source = " mini"
+	}
+	s.said = append(s.said, fmt.Sprintf("%x %s %s>%s %s%s%s", r.Cookie, owner(&r.Owner), short(r.Old), short(r.New),
+		inMs(r.Dwell), source, marks(r.Gap, r.Unprinted)))
 	return true
 }
 
@@ -57,6 +69,9 @@ func (s *story) Connection(r *Connection) bool {
 	life := "?"
 	if r.Start != 0 && r.Ended {
 		life = inMs(time.Duration(r.Ktime - r.Start))
+	}
+	if r.TimeWaitEnd != TimeWaitEndUnknown {
+		spent = append(spent, r.TimeWaitEnd.String())
 	}
 	s.said = append(s.said, fmt.Sprintf("%x %s connection role=%s life=%s closer=%s end=%s call=%s %s%s", r.Cookie,
 		owner(&r.Owner), r.Role, life, r.Closer, r.End, r.CloseCall, strings.Join(spent, " "), marks(r.Gap, r.Unprinted)))
@@ -77,6 +92,8 @@ func (s *story) Socket(r *Socket) bool {
 	s.said = append(s.said, line)
 	return true
 }
+
+func (s *story) Summary(*Summary) {}
 
 // Finding shows an id as the place in which it came up first: #1 is the first
 // problem of the story, whatever its name.
@@ -130,7 +147,7 @@ func marks(gap bool, unprinted uint32) (m string) {
 var abbreviations = map[string]events.State{
 	"E": events.Established, "SS": events.SynSent, "SR": events.SynRecv, "F1": events.FinWait1,
 	"F2": events.FinWait2, "C": events.Close, "CW": events.CloseWait, "LA": events.LastAck,
-	"L": events.Listen, "CG": events.Closing,
+	"L": events.Listen, "CG": events.Closing, "TW": events.TimeWait,
 }
 
 func short(st events.State) string {

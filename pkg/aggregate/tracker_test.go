@@ -227,7 +227,7 @@ func TestWhatWasShedIsShownOnTheNextRecord(t *testing.T) {
 
 func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	s.tick()
 	queued := server
 	queued.addr, queued.cookie, queued.rport = 0x51, 0x6, 40001
@@ -263,7 +263,7 @@ func TestTheFirstScanTellsOfSocketsThatWereThereBefore(t *testing.T) {
 // that led to them after.
 func TestEventsFromBeforeTheFirstScanAreNoGaps(t *testing.T) {
 	s := &story{t: t, ms: 1000}
-	s.tr = NewTracker(s, &Filter{}, 1000, time.Minute)
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
 	s.ms = 1010
 	s.row(server, "CW", 1, "srv", 4)
 	s.row(client, "F1", 0, "", -1)

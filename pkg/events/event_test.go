@@ -12,6 +12,9 @@ func record(kind Kind) []byte {
 	b := make([]byte, sizes[kind])
 	b[28] = byte(kind)
 	b[29], b[30] = byte(Established), byte(CloseWait)
+	if kind == Minisocket {
+		b[29], b[30] = byte(FinWait2), byte(TimeWait)
+	}
 	return b
 }
 
@@ -29,6 +32,9 @@ func TestDecodeRefusesWhatTheKernelSideNeverWrites(t *testing.T) {
 		{"an accept that is too long", append(record(Accept), 0), "57 bytes, want 56"},
 		{"old state 0", func() []byte { b := record(Transition); b[29] = 0; return b }(), "states 0 and 8"},
 		{"new state 13", func() []byte { b := record(Socket); b[30] = 13; return b }(), "states 1 and 13"},
+		{"a minisocket cut short", record(Minisocket)[:79], "79 bytes, want 80"},
+		{"a minisocket that is too long", append(record(Minisocket), 0), "81 bytes, want 80"},
+		{"the first kind that does not exist", func() []byte { b := record(Minisocket); b[28]++; return b }(), "unknown kind 7"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var ev Event
@@ -37,6 +43,62 @@ func TestDecodeRefusesWhatTheKernelSideNeverWrites(t *testing.T) {
 				t.Errorf("got error %v, want one with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// A minisocket begins, or is prolonged, in the states that it can have, and ends from
+// them.
+func TestDecodeTakesAMinisocketInItsTwoStatesOnly(t *testing.T) {
+	for old := range 256 {
+		for next := range 256 {
+			b := record(Minisocket)
+			b[29], b[30] = byte(old), byte(next)
+			var ev Event
+			err := Decode(b, &ev)
+			was := State(old) == FinWait2 || State(old) == TimeWait
+			is := State(next) == FinWait2 || State(next) == TimeWait
+			if want := is || State(next) == Close && was; want != (err == nil) {
+				t.Fatalf("states %d and %d: got error %v, want it taken: %v", old, next, err, want)
+			}
+		}
+	}
+}
+
+// Every field where bpf/tcptrace.h has it, and nothing of the fields that only other
+// kinds have.
+func TestAMinisocketIsReadFromWhereItLies(t *testing.T) {
+	b := record(Minisocket)
+	for i := range b {
+		if i < 28 || i > 30 {
+			b[i] = byte(i)
+		}
+	}
+	var ev Event
+	if err := Decode(b, &ev); err != nil {
+		t.Fatal(err)
+	}
+	want := Event{
+		Ktime: 0x0706050403020100, Skaddr: 0x0f0e0d0c0b0a0908, Cookie: 0x1716151413121110, Netns: 0x1b1a1918,
+		Kind: Minisocket, Old: FinWait2, New: TimeWait, Flags: 0x1f, Fd: -1,
+		Left: 0x2726252423222120, Lport: 0x2b2a, Rport: 0x2d2c, Why: 0x2e, Stamped: true,
+	}
+	for i := range 16 {
+		want.Laddr[i], want.Raddr[i] = byte(0x30+i), byte(0x40+i)
+	}
+	if ev != want {
+		t.Errorf("got  %+v\nwant %+v", ev, want)
+	}
+}
+
+// A timer may be late: its time is up, and more than that.
+func TestTheTimeThatAMinisocketHasLeftMayBeNegative(t *testing.T) {
+	b := record(Minisocket)
+	for i := 32; i < 40; i++ {
+		b[i] = 0xff
+	}
+	var ev Event
+	if err := Decode(b, &ev); err != nil || ev.Left != -1 {
+		t.Errorf("got %d ns, error %v; want -1", ev.Left, err)
 	}
 }
 
@@ -108,9 +170,12 @@ func TestCommEndsAtItsFirstNUL(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	for k := Transition; k <= Fork; k++ {
+	for k := Transition; k <= Minisocket; k++ {
 		f.Add(record(k))
 	}
+	over := record(Minisocket)
+	over[29], over[30] = byte(TimeWait), byte(Close)
+	f.Add(over)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
 		var ev Event
@@ -127,6 +192,9 @@ func FuzzDecode(f *testing.F) {
 		if (ev.Kind == Transition || ev.Kind == Socket) && (ev.Old.String() == "" || ev.New.String() == "") {
 			t.Errorf("took states %d and %d", ev.Old, ev.New)
 		}
+		if ev.Kind == Minisocket && ev.New != FinWait2 && ev.New != TimeWait && ev.New != Close {
+			t.Errorf("took a minisocket in state %d", ev.New)
+		}
 	})
 }
 
@@ -142,7 +210,7 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func TestPidIsThatOfWhoDoesSomethingWithASocket(t *testing.T) {
-	for kind, want := range map[Kind]uint32{Transition: 0x04030201, Accept: 0x04030201, Socket: 0x04030201, Fork: 0, Destroy: 0} {
+	for kind, want := range map[Kind]uint32{Transition: 0x04030201, Accept: 0x04030201, Socket: 0x04030201, Fork: 0, Destroy: 0, Minisocket: 0} {
 		b := record(kind)
 		copy(b[headerSize:], []byte{1, 2, 3, 4})
 		if got := Pid(b); got != want {
