@@ -117,6 +117,7 @@ type runner struct {
 	lastClock, lastBooks time.Time
 	nextScan, nextFiles  time.Time // not before
 	nextSummary, nextAll time.Time // likewise: a summary, and a scan of all for its sake
+	nextNetworks         time.Time // likewise: a look at what a network namespace allows
 	lost                 uint64    // at the last stats record
 	wall                 int64     // of the last clock
 }
@@ -371,8 +372,12 @@ func (r *runner) loop(ctx context.Context) error {
 			if err := r.look(); err != nil {
 				return err
 			}
-			if err := r.networks(r.pipe.tracker.WantNetworks()); err != nil {
-				return err
+			if now.After(r.nextNetworks) {
+				begun := cpuTime()
+				if err := r.networks(r.pipe.tracker.WantNetworks()); err != nil {
+					return err
+				}
+				r.nextNetworks = time.Now().Add(restAfterScan * (cpuTime() - begun))
 			}
 			if r.pipe.out.broken() {
 				return nil

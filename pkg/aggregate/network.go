@@ -19,7 +19,8 @@ type network struct {
 	known   bool
 	wanted  bool   // what it allows has to be looked up
 	at      uint64 // when it was
-	base    uint64 // TimeWaitSkipped when tracing started
+	base    uint64 // TimeWaitSkipped when it was first looked up
+	seen    uint64 // connections that seem to have skipped TIME_WAIT
 	skipped uint64 // TimeWaitSkipped since then
 	grown   uint64 // when that was more than before
 	busy    bool   // it has port groups worth a look
@@ -65,10 +66,7 @@ func (t *Tracker) Network(w *events.Network) {
 	}
 	if !n.known {
 		n.known = true
-		// One that the first scan has not shown is newer than that.
-		if !t.scanDone {
-			n.base = w.TimeWaitSkipped
-		}
+		n.base = w.TimeWaitSkipped - min(n.seen, w.TimeWaitSkipped)
 	}
 	n.Network = *w
 	if s := w.TimeWaitSkipped - min(n.base, w.TimeWaitSkipped); s > n.skipped {
@@ -80,7 +78,9 @@ func (t *Tracker) Network(w *events.Network) {
 // skipTimeWait notes a connection that should have gone into TIME_WAIT and has not: most
 // likely there was no place for it. The kernel's own count decides.
 func (t *Tracker) skipTimeWait(c *conn) {
-	t.net(c.Netns).wanted = true
+	n := t.net(c.Netns)
+	n.wanted = true
+	n.seen++
 	if q := t.procs.all[c.proc]; c.proc != nobody {
 		q.skipped++
 	}
@@ -98,6 +98,22 @@ func (t *Tracker) overflow(n *network) {
 		f := t.findings[t.open(s)]
 		f.members, f.fresh, f.count, f.severity = 1, true, int(n.skipped), Warning
 		f.evidence.Network = &n.Network
+	}
+}
+
+// forgetNetworks lets go of network namespaces that have no sockets any more.
+func (t *Tracker) forgetNetworks() {
+	used := map[uint32]bool{}
+	for _, i := range t.table.byAddr {
+		used[t.table.at(i).Netns] = true
+	}
+	for _, i := range t.minis.byAddr {
+		used[t.minis.at(i).Netns] = true
+	}
+	for inode, n := range t.nets {
+		if !used[inode] && n.grown == 0 && n.opened == 0 && n.closed == 0 {
+			delete(t.nets, inode)
+		}
 	}
 }
 

@@ -131,6 +131,7 @@ func (t *Tracker) Tick(ktime uint64) {
 		}
 	})
 	t.tickMinis(ktime)
+	t.tickPorts()
 	t.tickChurns()
 	t.expireSuspects()
 	t.report()
@@ -174,6 +175,7 @@ func (t *Tracker) Scanned(s events.Scan) {
 		t.findStuck()
 		t.findHalfOpen()
 		t.expireLostMinis()
+		t.forgetNetworks()
 	}
 	if s.All {
 		t.reconcile(s.Complete)

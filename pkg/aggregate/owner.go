@@ -146,7 +146,7 @@ func (t *Tracker) row(ev *events.Event) {
 		// After the first scan a socket that is not known is one whose events
 		// are still to be read, or were missed.
 		if t.scanDone {
-			t.newcomers[ev.Skaddr] = *ev
+			t.meet(ev)
 			return
 		}
 		if i = t.table.add(ev.Skaddr); i == 0 {
@@ -177,6 +177,21 @@ func (t *Tracker) row(ev *events.Event) {
 		c.examine(ev)
 	}
 	t.decide(i)
+}
+
+// As many newcomers are kept for reconcile; the others have to wait for another scan.
+const maxNewcomers = 1 << 14
+
+// meet keeps a socket that nothing has told of. Of several rows, the first may have a
+// holder.
+func (t *Tracker) meet(ev *events.Event) {
+	if _, ok := t.newcomers[ev.Skaddr]; ok || len(t.newcomers) >= maxNewcomers || ev.New == events.Close {
+		return
+	}
+	e := Ends{Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+	if t.filter.byEnds(&e, ev.New == events.Listen) != no {
+		t.newcomers[ev.Skaddr] = *ev
+	}
 }
 
 // What the jiffies at both ends of a time may differ from it.

@@ -33,6 +33,7 @@ type portGroup struct {
 	plain   uint32 // of these, those without timestamps: no connect() takes their ports
 	finding uint32
 	since   uint64 // Ktime at which the first came
+	asked   uint64 // Ktime at which the filter was last found not to ask for any of its processes
 
 	// By second, the last one of which something is known and the one before.
 	second  uint64
@@ -195,12 +196,18 @@ func (t *Tracker) weighPorts(i uint32) {
 		return
 	}
 	n.busy = true
+	g.roll(t.now)
 	used = t.used(g)
 	switch {
 	case used*100 >= total*percent:
 		if g.finding == noFinding {
-			if t.filter.ByProcess() && len(t.makers(i)) == 0 {
-				return
+			if t.filter.ByProcess() {
+				if t.now < g.asked+uint64(time.Second) {
+					return
+				}
+				if g.asked = t.now; len(t.makers(i)) == 0 {
+					return
+				}
 			}
 			g.finding = t.open(subject{kind: TimeWaitPorts, group: i})
 		}
@@ -218,6 +225,16 @@ func (t *Tracker) weighPorts(i uint32) {
 		}
 	case g.finding != noFinding && used*100 < total*max(percent-relievedPorts, 0):
 		t.findings[g.finding].members = 0
+	}
+}
+
+// tickPorts weighs anew those that run out: ports in TIME_WAIT may be free to connect()
+// after a second.
+func (t *Tracker) tickPorts() {
+	for _, f := range t.findings {
+		if f != nil && f.kind == TimeWaitPorts {
+			t.weighPorts(f.group)
+		}
 	}
 }
 

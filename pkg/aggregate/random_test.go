@@ -13,8 +13,18 @@ import (
 )
 
 // Lives that a socket can have, by kernel.md, section A. In those that begin at a
-// listener, accept() comes somewhere before the process does anything.
+// listener, accept() comes somewhere before the process does anything. "!" is
+// shutdown(SHUT_WR) instead of close(); "+" names the state of the minisocket that takes
+// over (section B).
 var lives = []string{
+	"C>SS SS>E E>F1 F1>F2 F2>C+F2",
+	"C>SS SS>E E>F1 F1>F2 F2>C+F2",
+	"C>SS SS>E E>F1 F1>F2 F2>C+TW",
+	"C>SS SS>E E>F1! F1>F2 F2>C+TW",
+	"C>SS SS>E E>F1! F1>F2 F2>F2 F2>C+F2",
+	"C>SS SS>E E>F1 F1>CG CG>C+TW",
+	"L>SR SR>E accept E>F1 F1>F2 F2>C+F2",
+	"L>SR SR>E accept E>F1! F1>F2 F2>C+TW",
 	"C>SS SS>E E>F1 F1>F2 F2>C",
 	"C>SS SS>E E>F1 F1>F2 F2>F2 F2>C",
 	"C>SS SS>E E>CW CW>LA LA>C",
@@ -59,12 +69,14 @@ func (l *life) event(rng *rand.Rand, now uint64) events.Event {
 		ev.Proc = events.Proc{Pid: l.owner}
 		return ev
 	}
-	from, to, _ := strings.Cut(l.steps[0], ">")
+	step, mini, _ := strings.Cut(l.steps[0], "+")
+	step, shutdown := strings.CutSuffix(step, "!")
+	from, to, _ := strings.Cut(step, ">")
 	ev.Old, ev.New = abbreviations[from], abbreviations[to]
 	if l.fd {
 		ev.Flags = events.HasSocket
 	}
-	switch l.steps[0] {
+	switch step {
 	case "C>SS", "C>L":
 		ev.Flags |= events.Owned
 		ev.Proc = events.Proc{Pid: l.owner}
@@ -72,7 +84,9 @@ func (l *life) event(rng *rand.Rand, now uint64) events.Event {
 		ev.Flags |= events.Owned
 		ev.Proc = events.Proc{Pid: l.holders[0]}
 		ev.Shutdown = shutdownBoth
-		if rng.IntN(3) == 0 {
+		if shutdown {
+			ev.Shutdown = shutdownSend
+		} else if rng.IntN(3) == 0 {
 			ev.Flags |= events.Exiting
 		}
 	case "E>C":
@@ -80,7 +94,12 @@ func (l *life) event(rng *rand.Rand, now uint64) events.Event {
 	case "CW>C":
 		ev.Err = 32
 	case "LA>C", "CG>C", "F2>C", "F1>F2", "F1>CG":
-		ev.Flags = events.Dead | events.Done
+		if !l.fd {
+			ev.Flags = events.Dead
+		}
+		if step != "F1>F2" && mini != "F2" {
+			ev.Flags |= events.Done
+		}
 	}
 	return ev
 }
@@ -92,12 +111,14 @@ func (l *life) advance(ev *events.Event) {
 		l.fd, l.had = true, ev.Ktime
 	case ev.Old == events.Close:
 		l.fd = true
+	case ev.Flags&events.Owned != 0 && ev.Shutdown == shutdownSend:
+		l.owner = ev.Proc.Pid
 	case ev.Flags&events.Owned != 0:
 		l.fd = false
 	}
 	if ev.Kind == events.Transition && ev.Old != ev.New {
 		l.state, l.since, l.had = ev.New, ev.Ktime, ev.Ktime
-		l.dead = ev.New == events.Close && l.fd && (ev.Old == events.Established || ev.Old == events.CloseWait)
+		l.dead = ev.New == events.Close && l.fd && (ev.Old == events.Established || ev.Old == events.CloseWait || ev.Old == events.FinWait2)
 	}
 	l.steps = l.steps[1:]
 }
@@ -138,6 +159,45 @@ func (l *life) culprit() uint32 {
 	return slices.Min(l.holders)
 }
 
+// sk_shutdown after shutdown(SHUT_WR).
+const shutdownSend = 2
+
+// kin is one minisocket of a random run: what really happens to it.
+type kin struct {
+	k       sock
+	state   events.State
+	armed   uint64 // when its timer was set last
+	expires uint64
+	due     uint64 // when the timer, which is late, ends it
+	secret  bool   // it went into TIME_WAIT, and no event has shown that
+}
+
+// event is what the kernel side says of it now.
+func (m *kin) event(now uint64, old, next events.State, why events.Why) events.Event {
+	return events.Event{
+		Kind: events.Minisocket, Ktime: now, Skaddr: m.k.addr, Cookie: m.k.cookie, Netns: 1, Lport: 1, Rport: m.k.rport,
+		Old: old, New: next, Why: why, Left: time.Duration(m.expires) - time.Duration(now), Fd: -1,
+	}
+}
+
+// arm sets its timer, which is up to two seconds late (250 Hz).
+func (m *kin) arm(rng *rand.Rand, now uint64, left time.Duration) {
+	m.armed, m.expires = now, now+uint64(left)
+	m.due = m.expires + rng.Uint64N(uint64(2*time.Second))
+}
+
+// over is how a connection that had a minisocket has ended.
+type over struct {
+	end   End
+	ended []TimeWaitEnd // the truth, and what may be said if something was lost
+}
+
+// change is one step that a connection took, as TCP sees it.
+type change struct {
+	cookie    uint64
+	old, next events.State
+}
+
 type stateOf struct {
 	cookie uint64
 	state  events.State
@@ -155,13 +215,27 @@ type truth struct {
 	begun       map[uint64]int // cookie -> connections that really were
 	connections map[uint64]int // and that were reported
 	open        map[string]Status
+
+	exact bool                      // nothing is lost, and minisockets are seen
+	real  map[change]bool           // what really happened
+	told  map[change]int            // and what was told
+	over  map[uint64]over           // of connections that had a minisocket
+	done  map[uint64]bool           // connections that are over
+	also  map[stateOf]time.Duration // what looks like the time where the minisocket's beginning was lost
 }
 
 func (o *truth) takes() bool { return o.rng.Float64() >= o.refuse }
 
 func (o *truth) Transition(r *Transition) bool {
-	if want, ok := o.dwell[stateOf{r.Cookie, r.Old}]; r.Dwell != Unknown && (!ok || r.Dwell != want) {
-		o.t.Errorf("socket %x was in %s for %v; the tracker says %v", r.Cookie, r.Old, want, r.Dwell)
+	if r.Dwell != Unknown && !o.lasted(stateOf{r.Cookie, r.Old}, r.Dwell) {
+		o.t.Errorf("socket %x was in %s for %v; the tracker says %v", r.Cookie, r.Old, o.dwell[stateOf{r.Cookie, r.Old}], r.Dwell)
+	}
+	step := change{r.Cookie, r.Old, r.New}
+	if o.told[step]++; o.exact && (!o.real[step] || r.Old != r.New && o.told[step] > 1 || r.Gap) {
+		o.t.Errorf("socket %x: %s -> %s is told %d times, with a gap: %v; it happened: %v", r.Cookie, r.Old, r.New, o.told[step], r.Gap, o.real[step])
+	}
+	if o.exact && r.Mini && r.Dwell == Unknown {
+		o.t.Errorf("socket %x: %s -> %s has no time", r.Cookie, r.Old, r.New)
 	}
 	return o.takes()
 }
@@ -169,17 +243,51 @@ func (o *truth) Transition(r *Transition) bool {
 func (o *truth) Connection(r *Connection) bool {
 	for st := events.State(1); int(st) < events.NumStates; st++ {
 		d, ok := r.Spent.In(st)
-		want := o.dwell[stateOf{r.Cookie, st}]
 		_, entered := o.entered[stateOf{r.Cookie, st}]
 		if ok && !entered {
 			o.t.Errorf("socket %x never was in %s; the tracker says %v", r.Cookie, st, d)
 		}
-		if ok && d != Unknown && d != want {
-			o.t.Errorf("socket %x was in %s for %v; its connection says %v", r.Cookie, st, want, d)
+		if ok && d != Unknown && !o.lasted(stateOf{r.Cookie, st}, d) {
+			o.t.Errorf("socket %x was in %s for %v; its connection says %v", r.Cookie, st, o.dwell[stateOf{r.Cookie, st}], d)
 		}
+	}
+	if want, ok := o.over[r.Cookie]; ok {
+		if r.End != EndUnknown && r.End != want.end || o.exact && r.End != want.end {
+			o.t.Errorf("socket %x ended by %q; its connection says %q", r.Cookie, want.end, r.End)
+		}
+		if r.TimeWaitEnd != TimeWaitEndUnknown && !slices.Contains(want.ended, r.TimeWaitEnd) || o.exact && r.TimeWaitEnd != want.ended[0] {
+			o.t.Errorf("socket %x: TIME_WAIT ended by %q; its connection says %q", r.Cookie, want.ended, r.TimeWaitEnd)
+		}
+	}
+	if o.exact && (!r.Ended || r.Gap || !o.done[r.Cookie]) {
+		o.t.Errorf("socket %x: its connection says that the end was seen: %v, with a gap: %v; it is over: %v", r.Cookie, r.Ended, r.Gap, o.done[r.Cookie])
 	}
 	o.connections[r.Cookie]++
 	return o.takes()
+}
+
+// lasted reports whether a socket was in a state for so long.
+func (o *truth) lasted(s stateOf, d time.Duration) bool {
+	if want, ok := o.dwell[s]; ok && d == want {
+		return true
+	}
+	want, ok := o.also[s]
+	return ok && d == want
+}
+
+// leaves notes that a connection goes from one state into another.
+func (o *truth) leaves(cookie uint64, old, next events.State, since, now uint64) {
+	if since != 0 {
+		o.dwell[stateOf{cookie, old}] = time.Duration(now - since)
+	}
+	o.real[change{cookie, old, next}] = true
+	if next == events.Close {
+		o.done[cookie] = true
+		if _, gone := o.entered[stateOf{cookie, next}]; gone {
+			return // the socket; and now its minisocket
+		}
+	}
+	o.entered[stateOf{cookie, next}] = now
 }
 
 func (o *truth) Socket(*Socket) bool { return o.takes() }
@@ -245,10 +353,13 @@ func TestNothingFalseIsSaidWhateverIsLost(t *testing.T) {
 				t: t, rng: rng, refuse: rng.Float64() * 0.3,
 				dwell: map[stateOf]time.Duration{}, entered: map[stateOf]uint64{}, holders: map[uint64][]uint32{},
 				begun: map[uint64]int{}, connections: map[uint64]int{}, open: map[string]Status{},
+				real: map[change]bool{}, told: map[change]int{}, over: map[uint64]over{}, done: map[uint64]bool{}, also: map[stateOf]time.Duration{},
 			},
 		}
+		r.sees, r.look = seed%4 > 0, seed%4 == 1
 		if seed%3 == 0 {
-			r.lose, r.complete, r.limit = 0, 1, 100
+			r.lose, r.complete, r.limit = 0, 1, 2000
+			r.truth.exact = r.sees
 		}
 		r.do(t, 2000)
 		if t.Failed() {
@@ -265,20 +376,29 @@ type run struct {
 	truth                  *truth
 	tr                     *Tracker
 	alive                  []*life
+	minis                  []*kin
+	sees, look             bool // minisockets; and a FIN may make no event
 	now, fed, cookie       uint64
 }
 
 func (r *run) do(t *testing.T, steps int) {
 	r.tr = NewTracker(r.truth, &Filter{}, r.limit, thresholds(soon))
+	if r.sees {
+		r.tr.SeesMinisockets(r.look)
+	}
 	r.tr.Tick(1)
 	r.tr.Scanned(events.Scan{Complete: true, Every: true})
 	for range steps {
-		r.now += r.rng.Uint64N(uint64(50 * time.Millisecond))
+		r.pass(r.rng.Uint64N(uint64(50 * time.Millisecond)))
+		if r.rng.IntN(100) == 0 {
+			r.pass(r.rng.Uint64N(uint64(20 * time.Second)))
+		}
+		r.befall()
 		switch n := r.rng.IntN(100); {
 		case n < 25:
 			r.birth()
 		case n < 35:
-			r.tr.Tick(r.now)
+			r.tick()
 		case n < 37:
 			r.details()
 		case n < 40:
@@ -289,24 +409,30 @@ func (r *run) do(t *testing.T, steps int) {
 			return
 		}
 	}
+	r.pass(uint64(time.Second))
+	r.tick()
 	audit(t, r.tr)
 
 	c := r.tr.Counts()
 	if sum := c.Delivered + c.Duplicates + c.TableFull; sum != r.fed {
 		t.Errorf("%d transitions came, %d are accounted for: %+v", r.fed, sum, c)
 	}
-	if c.Tracked > r.limit {
-		t.Errorf("tracks %d sockets, limit %d", c.Tracked, r.limit)
+	if len(r.tr.table.byAddr) > r.limit || len(r.tr.minis.byAddr) > r.limit {
+		t.Errorf("tracks %d sockets and %d minisockets, limit %d", len(r.tr.table.byAddr), len(r.tr.minis.byAddr), r.limit)
+	}
+	if n := len(r.tr.starting) + len(r.tr.strays) + len(r.tr.ending); n != 0 {
+		t.Errorf("a second after the last event: %d minisockets wait for their sockets, %d are looked at for that, %d ends are to be settled; want none",
+			len(r.tr.starting), len(r.tr.strays), len(r.tr.ending))
+	}
+	if r.truth.exact {
+		r.everything(t, c)
 	}
 	for k, n := range r.truth.connections {
 		if n > r.truth.begun[k] {
 			t.Errorf("socket %x had %d connections, the tracker told %d", k, r.truth.begun[k], n)
 		}
 	}
-	r.truth.refuse = 0
-	for pid := range uint32(10) {
-		r.tr.Details(&events.Details{Pid: pid, Gone: true})
-	}
+	r.truth.refuse, r.truth.exact = 0, false
 	goneAll(r.tr, 1000, r.now)
 	auditEmpty(t, r.tr)
 	if len(r.tr.held)+len(r.tr.listeners) != 0 {
@@ -317,6 +443,188 @@ func (r *run) do(t *testing.T, steps int) {
 			t.Errorf("after everything was destroyed: %s is %s, want it resolved", id, status)
 		}
 	}
+}
+
+// everything checks that a run that loses nothing tells all that there is to tell.
+func (r *run) everything(t *testing.T, c Counts) {
+	t.Helper()
+	for k := range r.truth.done {
+		if n := r.truth.connections[k]; n != r.truth.begun[k] {
+			t.Errorf("socket %x had %d connections, the tracker told %d", k, r.truth.begun[k], n)
+		}
+	}
+	for step := range r.truth.real {
+		if r.truth.told[step] == 0 {
+			t.Errorf("socket %x: %s -> %s was not told", step.cookie, step.old, step.next)
+		}
+	}
+	if len(r.tr.minis.byAddr) != len(r.minis) || c.Missed != 0 || c.MissedMinis != 0 || c.NoPlace != 0 {
+		t.Errorf("there are %d minisockets, the tracker has %d: %+v", len(r.minis), len(r.tr.minis.byAddr), c)
+	}
+}
+
+// pass lets time pass: timers go off when they are due.
+func (r *run) pass(d uint64) {
+	then := r.now + d
+	for {
+		next := -1
+		for n, m := range r.minis {
+			if m.due <= then && (next < 0 || m.due < r.minis[next].due) {
+				next = n
+			}
+		}
+		if next < 0 {
+			break
+		}
+		r.now = r.minis[next].due
+		r.end(next, events.WhyOther)
+	}
+	r.now = then
+}
+
+// tick does what the agent does then: it looks at minisockets.
+func (r *run) tick() {
+	r.tr.Tick(r.now)
+	for _, look := range r.tr.Looks() {
+		for _, m := range r.minis {
+			if m.k.addr == look.Skaddr && m.k.cookie == look.Cookie && m.state == events.TimeWait {
+				m.secret = !r.tell(m.event(r.now, 0, m.state, 0))
+			}
+		}
+	}
+}
+
+// tell has the tracker observe what happens in one go. Unless it is lost: then all of it
+// is.
+func (r *run) tell(evs ...events.Event) bool {
+	if !r.sees || r.rng.Float64() < r.lose {
+		return false
+	}
+	for k := range evs {
+		for range 1 + r.rng.IntN(2)*int(r.repeat+r.rng.Float64()) {
+			r.tr.Observe(&evs[k])
+		}
+	}
+	return true
+}
+
+// hand makes the minisocket that takes over from l.
+func (r *run) hand(l *life, state events.State) {
+	m := &kin{k: l.k, state: state}
+	for taken := true; taken; {
+		m.k.addr = 1 + r.rng.Uint64N(400)
+		taken = slices.ContainsFunc(r.minis, func(o *kin) bool { return o.k.addr == m.k.addr })
+	}
+	m.arm(r.rng, r.now, time.Duration(1+r.rng.Uint64N(uint64(time.Minute))))
+	if state == events.TimeWait {
+		m.arm(r.rng, r.now, timeWaitLen)
+	}
+	r.minis = append(r.minis, m)
+	if !r.tell(m.event(r.now, 0, state, 0)) && l.since != 0 {
+		// Nothing shows that the socket's state has not ended with it.
+		r.truth.also[stateOf{l.k.cookie, l.state}] = time.Duration(r.now - l.since)
+	}
+}
+
+// befall lets something happen to one of the minisockets.
+func (r *run) befall() {
+	if len(r.minis) == 0 {
+		return
+	}
+	n := r.rng.IntN(len(r.minis))
+	m := r.minis[n]
+	was := m.state
+	switch what := r.rng.IntN(100); {
+	case what < 20 && was == events.FinWait2: // the FIN
+		r.truth.leaves(m.k.cookie, was, events.TimeWait, r.truth.entered[stateOf{m.k.cookie, was}], r.now)
+		m.state = events.TimeWait
+		r.rearm(m, was)
+	case what < 25 && was == events.TimeWait && !m.secret && r.knows(m):
+		// And again. Of one that the tracker has not heard of, this would look like
+		// its beginning: see TestATimeWaitThatMayHaveBegunEarlierHasNoTime.
+		r.rearm(m, was)
+	case what < 27:
+		r.end(n, events.WhyConnect)
+	case what < 29 && was == events.TimeWait:
+		r.end(n, events.WhySyn)
+	case what < 31:
+		r.end(n, events.WhyKilled)
+	case what < 33: // a reset came
+		r.end(n, events.WhyOther)
+	case what < 35 && was == events.FinWait2: // data
+		r.end(n, events.WhyReset)
+	}
+}
+
+// knows reports whether the tracker has heard of a minisocket.
+func (r *run) knows(m *kin) bool {
+	i := r.tr.minis.find(m.k.addr)
+	return i != 0 && r.tr.minis.at(i).Cookie == m.k.cookie
+}
+
+// rearm sets the timer anew. Timers that stay in their bucket of the wheel do so in
+// silence.
+func (r *run) rearm(m *kin, was events.State) {
+	before, end := m.armed, m.event(r.now, was, events.Close, events.WhyOther)
+	m.arm(r.rng, r.now, timeWaitLen)
+	begin := m.event(r.now, 0, m.state, 0)
+	shown := false
+	switch {
+	case !r.look:
+		shown = r.tell(begin)
+	case r.now-before >= uint64(time.Second) || r.rng.IntN(2) == 0:
+		shown = r.tell(end, begin)
+	}
+	m.secret = !shown && (m.secret || was == events.FinWait2)
+}
+
+// end ends a minisocket.
+func (r *run) end(n int, why events.Why) {
+	m := r.minis[n]
+	r.minis = slices.Delete(r.minis, n, n+1)
+	early := m.expires > r.now
+	r.truth.leaves(m.k.cookie, m.state, events.Close, r.truth.entered[stateOf{m.k.cookie, m.state}], r.now)
+	o := over{end: EndFin}
+	switch why {
+	case events.WhyConnect:
+		o.ended = []TimeWaitEnd{Reused}
+	case events.WhySyn:
+		o.ended = []TimeWaitEnd{Reused, Killed}
+		if !early {
+			o.ended[1] = Expired
+		}
+	case events.WhyKilled, events.WhyReset:
+		o.ended = []TimeWaitEnd{Killed}
+	default:
+		o.ended = []TimeWaitEnd{Expired}
+		if early {
+			o.ended[0] = Killed
+		}
+	}
+	if m.state == events.FinWait2 {
+		o.ended = []TimeWaitEnd{TimeWaitEndUnknown}
+		switch {
+		case why == events.WhyReset:
+			o.end = EndResetSent
+		case why == events.WhyKilled:
+			o.end = EndAborted
+		case why == events.WhyOther && early:
+			o.end = EndResetReceived
+		case why == events.WhyOther:
+			o.end = EndTimeout
+		default:
+			o.end = EndUnknown // nothing tells
+		}
+	}
+	r.truth.over[m.k.cookie] = o
+	if why == events.WhySyn { // what it was is only known afterwards
+		end := m.event(r.now, m.state, events.Close, events.WhyOther)
+		r.tell(end)
+		end.Why = why
+		r.tell(end)
+		return
+	}
+	r.tell(m.event(r.now, m.state, events.Close, why))
 }
 
 func (r *run) birth() {
@@ -355,6 +663,7 @@ func (r *run) step() {
 		return
 	}
 	ev := l.event(r.rng, r.now)
+	_, heir, inherited := strings.Cut(l.steps[0], "+")
 	if ev.Kind == events.Transition {
 		o := r.truth
 		if l.state == 0 && ev.New != events.Listen {
@@ -362,11 +671,18 @@ func (r *run) step() {
 		}
 		// Time before the beginning is no time, and a transition into the
 		// same state ends none.
-		if ev.Old != ev.New {
-			if l.since != 0 {
-				o.dwell[stateOf{l.k.cookie, ev.Old}] = time.Duration(r.now - l.since)
+		switch {
+		case inherited:
+			next := abbreviations[heir]
+			if next != ev.Old {
+				o.leaves(l.k.cookie, ev.Old, next, l.since, r.now)
 			}
-			o.entered[stateOf{l.k.cookie, ev.New}] = r.now
+			o.entered[stateOf{l.k.cookie, events.Close}] = r.now // the socket
+			r.hand(l, next)
+		case ev.Old != ev.New:
+			o.leaves(l.k.cookie, ev.Old, ev.New, l.since, r.now)
+		default:
+			o.real[change{l.k.cookie, ev.Old, ev.New}] = true
 		}
 	}
 	l.advance(&ev)
@@ -400,8 +716,16 @@ func (r *run) scan(t *testing.T) {
 			r.tr.Observe(&row)
 		}
 	}
-	r.tr.Tick(r.now)
-	r.tr.Scanned(events.Scan{Complete: complete, Every: true})
+	for _, m := range r.minis {
+		if complete || r.rng.IntN(3) > 0 {
+			ev := m.event(r.now, m.state, m.state, 0)
+			ev.Kind, ev.Mini, ev.Left = events.Socket, true, max(ev.Left, 0)
+			r.tr.Observe(&ev)
+			m.secret = false
+		}
+	}
+	r.tick()
+	r.tr.Scanned(events.Scan{Complete: complete, Every: true, All: r.rng.IntN(2) == 0})
 	if r.rng.IntN(2) == 0 {
 		r.details()
 	}
@@ -527,11 +851,10 @@ func goneAll(tr *Tracker, addrs, ktime uint64) {
 	for addr := range addrs {
 		tr.Observe(&events.Event{Kind: events.Destroy, Ktime: ktime, Skaddr: addr})
 	}
-	// No events say that these are gone, or say it twice.
-	for addr, i := range tr.minis.byAddr {
-		m := tr.minis.at(i)
+	// Their addresses are others' now.
+	for addr := range tr.minis.byAddr {
 		tr.Observe(&events.Event{
-			Kind: events.Minisocket, Ktime: ktime, Skaddr: addr, Cookie: m.Cookie, Old: m.state, New: events.Close, Why: events.WhyKilled,
+			Kind: events.Minisocket, Ktime: ktime, Skaddr: addr, Cookie: math.MaxUint64, Old: events.TimeWait, New: events.Close,
 		})
 	}
 	tr.Network(&events.Network{Netns: 0, PortLow: 1, PortHigh: 2})
@@ -544,6 +867,9 @@ func goneAll(tr *Tracker, addrs, ktime uint64) {
 			tr.Network(&events.Network{Netns: n, PortLow: 1, PortHigh: 2})
 		}
 		tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+		for pid := range uint32(10) {
+			tr.Details(&events.Details{Pid: pid, Gone: true})
+		}
 		tr.Tick(ktime + 1)
 	}
 }

@@ -10,8 +10,7 @@ func (t *Tracker) reconcile(complete bool) {
 		n.requests, n.counting = n.counting, 0
 	}
 	for _, ev := range t.newcomers {
-		e := Ends{Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
-		if t.table.find(ev.Skaddr) != 0 || ev.New == events.Close || t.filter.byEnds(&e, ev.New == events.Listen) == no {
+		if t.table.find(ev.Skaddr) != 0 {
 			continue
 		}
 		if i := t.table.add(ev.Skaddr); i != 0 {

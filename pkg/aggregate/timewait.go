@@ -148,10 +148,7 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		stamped: ev.Stamped,
 	}
 	if ev.New == events.FinWait2 {
-		t.orphans = append(t.orphans, waiter{ev.Skaddr, ev.Ktime})
-		if t.mustLook {
-			t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
-		}
+		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
 	}
 	return i
 }
@@ -413,9 +410,14 @@ func (t *Tracker) tickMinis(ktime uint64) {
 			if m.state != events.FinWait2 || m.ended != 0 {
 				return
 			}
-			t.looks = append(t.looks, events.Look{Skaddr: m.addr, Cookie: m.Cookie})
+			if t.mustLook {
+				t.looks = append(t.looks, events.Look{Skaddr: m.addr, Cookie: m.Cookie})
+			}
 			if k+1 < len(lookAfter) {
 				t.lookAt[k+1] = append(t.lookAt[k+1], w)
+			}
+			if k == orphanAfter {
+				t.orphans = append(t.orphans, w)
 			}
 		})
 	}
@@ -426,6 +428,10 @@ func (t *Tracker) tickMinis(ktime uint64) {
 var lookAfter = [...]time.Duration{
 	20 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond, 1600 * time.Millisecond, 6400 * time.Millisecond,
 }
+
+// Those that have been looked at so often are waited with: so the many that leave
+// FIN_WAIT2 at once never get there.
+const orphanAfter = 2
 
 // Looks returns the minisockets that may have gone from FIN_WAIT2 to TIME_WAIT. It is
 // good until the next Tick.
