@@ -288,6 +288,20 @@ func (r *runner) summarize(now time.Time) error {
 	return nil
 }
 
+// lookAtNetworks looks at those that the tracker wants to know more of.
+func (r *runner) lookAtNetworks() error {
+	inodes := r.pipe.tracker.WantNetworks()
+	if len(inodes) == 0 {
+		return nil
+	}
+	begun := cpuTime()
+	if err := r.networks(inodes); err != nil {
+		return err
+	}
+	r.nextNetworks = time.Now().Add(restAfterScan * (cpuTime() - begun))
+	return nil
+}
+
 // networks tells what these network namespaces allow.
 func (r *runner) networks(inodes []uint32) error {
 	for _, inode := range inodes {
@@ -372,15 +386,13 @@ func (r *runner) loop(ctx context.Context) error {
 			if err := r.look(); err != nil {
 				return err
 			}
-			if now.After(r.nextNetworks) {
-				begun := cpuTime()
-				if err := r.networks(r.pipe.tracker.WantNetworks()); err != nil {
-					return err
-				}
-				r.nextNetworks = time.Now().Add(restAfterScan * (cpuTime() - begun))
-			}
 			if r.pipe.out.broken() {
 				return nil
+			}
+		}
+		if now.After(r.nextNetworks) {
+			if err := r.lookAtNetworks(); err != nil {
+				return err
 			}
 		}
 		if now.After(r.nextScan) {
