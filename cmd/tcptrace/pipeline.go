@@ -224,7 +224,7 @@ func (p *pipeline) stats() aggregate.Stats {
 		Ktime:       p.ktime,
 		Delivered:   c.Delivered,
 		Filtered:    k.Filtered,
-		RecordsLost: k.RecordsLost,
+		RecordsLost: max(k.RecordsLost, c.MissedMinis),
 		Records:     p.records,
 		Unprinted:   p.shed + c.Shed,
 		Tracked:     c.Tracked,

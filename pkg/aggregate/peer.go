@@ -1,8 +1,6 @@
 package aggregate
 
 import (
-	"time"
-
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
@@ -199,5 +197,3 @@ func (t *Tracker) sees(i uint32, ev *events.Event) {
 		t.halfClosed = append(t.halfClosed, i)
 	}
 }
-
-const half = time.Second / 2

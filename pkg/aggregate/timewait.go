@@ -86,6 +86,12 @@ func (b *brief) spent() Spent {
 	return s
 }
 
+func (m *minisocket) spend(st events.State, d time.Duration) {
+	s := m.spent.spent()
+	s.add(st, d)
+	m.spent = s.brief()
+}
+
 // SeesMinisockets says that Minisocket events come; with look, that a FIN which ends
 // FIN_WAIT2 may come without one, and Looks has to be asked for.
 func (t *Tracker) SeesMinisockets(look bool) { t.seesMinis, t.mustLook = true, look }
@@ -172,9 +178,7 @@ func (t *Tracker) finArrived(i uint32) {
 	t.unstick(m)
 	m.state = events.TimeWait
 	if m.linked {
-		s := m.spent.spent()
-		s.add(events.FinWait2, dwell)
-		m.spent = s.brief()
+		m.spend(events.FinWait2, dwell)
 		t.miniTransition(m, ktime, events.FinWait2, dwell)
 	}
 	m.since = ktime
@@ -208,8 +212,7 @@ func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
 }
 
 // handOver gives the story of a connection that is not over to its minisocket. ev is
-// the socket's last transition, or says no more than a time if that was missed. It
-// returns the time in the state that ended with it, if one did.
+// the socket's last transition, or says no more than a time if that was missed.
 func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	c, m := t.table.at(i), t.minis.at(to)
 	delete(t.starting, c.Cookie)
@@ -233,20 +236,17 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	t.procs.all[m.proc].timeWait++
 	t.keepPort(c, m, ev.Ktime)
 
-	switch {
-	case m.state == events.FinWait2:
+	if m.state == events.FinWait2 {
 		m.since = since
-	default:
-		dwell := Unknown
-		if since != 0 {
-			m.since = max(m.since, since)
-			dwell = time.Duration(m.since - since)
-		}
-		s := m.spent.spent()
-		s.add(from, dwell)
-		m.spent = s.brief()
-		t.miniTransition(m, m.since, from, dwell)
+		return
 	}
+	dwell := Unknown
+	if since != 0 {
+		m.since = max(m.since, since)
+		dwell = time.Duration(m.since - since)
+	}
+	m.spend(from, dwell)
+	t.miniTransition(m, m.since, from, dwell)
 }
 
 // endMini ends the story of a minisocket, and of its connection with it. Its end was

@@ -250,7 +250,7 @@ func (t *Tracker) transition(ev *events.Event) {
 	dwell := Unknown
 	successor := t.successor(c, ev)
 	if ev.Old != ev.New {
-		if c.since != 0 && !(t.mayBeUnseen() && mayBeHandedOver(ev)) {
+		if c.since != 0 && (!t.mayBeUnseen() || !mayBeHandedOver(ev)) {
 			dwell = time.Duration(max(ev.Ktime, c.since) - c.since)
 		}
 		if !opening(ev) && successor == 0 {
