@@ -12,16 +12,21 @@ import (
 // The inode number of the initial PID namespace (PROC_PID_INIT_INO).
 const initialPidns = 0xEFFFFFFC
 
-// loader loads the programs one by one, so that one which the kernel refuses
-// does not sink the others. They share the maps of the first.
+// loader loads the programs one by one, or those together that are of no use alone, so
+// that one which the kernel refuses does not sink the others. They share the maps of the
+// first.
 type loader struct {
 	spec *ebpf.CollectionSpec
 	opts ebpf.CollectionOptions
 }
 
-func (l *loader) load(name string) (*ebpf.Collection, error) {
+func (l *loader) load(names ...string) (*ebpf.Collection, error) {
 	s := l.spec.Copy()
-	s.Programs = map[string]*ebpf.ProgramSpec{name: s.Programs[name]}
+	all := s.Programs
+	s.Programs = map[string]*ebpf.ProgramSpec{}
+	for _, name := range names {
+		s.Programs[name] = all[name]
+	}
 	return ebpf.NewCollectionWithOptions(s, l.opts)
 }
 

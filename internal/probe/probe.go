@@ -54,14 +54,15 @@ type Probe struct {
 	ahead    bool // record was read, and not handed out yet
 	variants []Variant
 
-	setState *ebpf.Program
-	look     *ebpf.Program // nil where nothing has to be looked at
-	tcp      *link.Iter    // nil if refused
-	files    *link.Iter    // nil if refused
-	skipped  uint64        // runs of set_state, at the last Books
-	netns    uint32        // the only one to look into; 0: all
-	home     home
-	paths    map[uint32]string // by which network namespaces were entered last, by inode number
+	setState           *ebpf.Program
+	look               *ebpf.Program // nil where nothing has to be looked at
+	refusesTrampolines error         // why no function can be hooked; nil: not known to be so
+	tcp                *link.Iter    // nil if refused
+	files              *link.Iter    // nil if refused
+	skipped            uint64        // runs of set_state, at the last Books
+	netns              uint32        // the only one to look into; 0: all
+	home               home
+	paths              map[uint32]string // by which network namespaces were entered last, by inode number
 }
 
 // Open loads the programs and attaches them. Events gather in the ring buffer
@@ -84,7 +85,7 @@ func Open(cfg Config) (*Probe, error) {
 			return nil, fmt.Errorf("kernel types of %s: %w", cfg.BTF, err)
 		}
 	}
-	p := &Probe{netns: cfg.Filter.Netns}
+	p := &Probe{netns: cfg.Filter.Netns, refusesTrampolines: ftraceDisabled()}
 	if p.home, err = openHome(); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
@@ -113,11 +114,11 @@ func (p *Probe) open(l *loader, cfg Config) error {
 
 	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
 	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
-	p.trace(l, "processes", variant{name: "tp_btf", progs: []string{tcptraceProgProcessFork}})
+	p.trace(l, "processes", variant{name: "tp_btf", attach: []string{tcptraceProgProcessFork}})
 	p.trace(l, "accept",
-		variant{name: "fexit", progs: []string{tcptraceProgAcceptExit}, refuse: ftraceDisabled},
-		variant{name: "sys_exit", progs: []string{tcptraceProgAcceptSyscall}})
-	p.trace(l, "destroy", variant{name: "tp_btf", progs: []string{tcptraceProgDestroySock}})
+		variant{name: "fexit", attach: []string{tcptraceProgAcceptExit}, trampoline: true},
+		variant{name: "sys_exit", attach: []string{tcptraceProgAcceptSyscall}})
+	p.trace(l, "destroy", variant{name: "tp_btf", attach: []string{tcptraceProgDestroySock}})
 	if cfg.TimeWait {
 		if err := p.traceTimeWait(l); err != nil {
 			return err
@@ -166,11 +167,14 @@ func (p *Probe) openScans(l *loader) error {
 	return nil
 }
 
-// variant is one way to provide a facility: by programs that are all needed.
+// variant is one way to provide a facility: by programs that are all needed, and loaded
+// together. Those in load only are not attached.
 type variant struct {
-	name   string
-	progs  []string
-	refuse func() error // why it would not work though the kernel takes it; may be nil
+	name       string
+	attach     []string
+	load       []string
+	trampoline bool         // it hooks functions
+	prepare    func() error // what must be done before, and may fail; may be nil
 }
 
 // ftraceDisabled says that the hooks of functions are attached in vain.
@@ -182,56 +186,54 @@ func ftraceDisabled() error {
 	return nil // or a kernel without the sysctl
 }
 
-// trace attaches the first variant that the kernel takes, and returns its name; "" if
-// it takes none.
-func (p *Probe) trace(l *loader, facility string, ways ...variant) string {
+// trace attaches the first variant that the kernel takes, and returns its programs; nil
+// if it takes none.
+func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collection {
 	v := Variant{Facility: facility}
+	var coll *ebpf.Collection
 	for _, w := range ways {
 		var err error
-		if w.refuse != nil {
-			err = w.refuse()
+		if w.trampoline {
+			err = p.refusesTrampolines
+		}
+		if err == nil && w.prepare != nil {
+			err = w.prepare()
 		}
 		if err == nil {
-			err = p.loadAndAttach(l, w.progs)
+			coll, err = p.loadAndAttach(l, w)
 		}
 		if err == nil {
 			v.Name = w.name
 			break
 		}
+		if w.trampoline && errors.Is(err, os.ErrPermission) {
+			p.refusesTrampolines = err // it is one policy for all of them
+		}
 		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))
 	}
 	p.variants = append(p.variants, v)
-	return v.Name
+	return coll
 }
 
 // loadAndAttach attaches all of the programs or none.
-func (p *Probe) loadAndAttach(l *loader, names []string) (failed error) {
-	links, others := len(p.links), len(p.others)
-	defer func() {
-		if failed == nil {
-			return
-		}
-		for _, lnk := range p.links[links:] {
-			_ = lnk.Close()
-		}
-		for _, coll := range p.others[others:] {
+func (p *Probe) loadAndAttach(l *loader, w variant) (*ebpf.Collection, error) {
+	coll, err := l.load(slices.Concat(w.attach, w.load)...)
+	if err != nil {
+		return nil, err
+	}
+	attached := len(p.links)
+	for _, name := range w.attach {
+		if err := p.attach(coll.Programs[name]); err != nil {
+			for _, lnk := range p.links[attached:] {
+				_ = lnk.Close()
+			}
+			p.links = p.links[:attached]
 			coll.Close()
-		}
-		p.links, p.others = p.links[:links], p.others[:others]
-	}()
-	for _, name := range names {
-		coll, err := l.load(name)
-		if err != nil {
-			return err
-		}
-		p.others = append(p.others, coll)
-	}
-	for k, name := range names {
-		if err := p.attach(p.others[others+k].Programs[name]); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	p.others = append(p.others, coll)
+	return coll, nil
 }
 
 func (p *Probe) attach(prog *ebpf.Program) error {

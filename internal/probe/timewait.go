@@ -15,26 +15,23 @@ import (
 // traceTimeWait attaches what sees minisockets.
 func (p *Probe) traceTimeWait(l *loader) error {
 	// What a minisocket is ended by is watched before its end is.
-	way := p.trace(l, "time_wait_end",
-		variant{name: "fexit", progs: []string{tcptraceProgTimewaitPacket}, refuse: ftraceDisabled},
-		variant{name: "tp_btf", progs: []string{tcptraceProgTimerReset}})
-	if way != "" {
+	packets := p.trace(l, "time_wait_end",
+		variant{name: "fexit", attach: []string{tcptraceProgTimewaitPacket}, trampoline: true},
+		variant{name: "tp_btf", attach: []string{tcptraceProgTimerReset}})
+	if packets != nil {
 		if err := p.core.Variables[tcptraceVarSeesPackets].Set(uint8(1)); err != nil {
 			return fmt.Errorf("set sees_packets: %w", err)
 		}
 	}
-	way = p.trace(l, "time_wait",
-		variant{name: "fentry", progs: []string{tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill}, refuse: ftraceDisabled},
-		variant{name: "timer", progs: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins}, refuse: p.learnTimer})
-	if way != "timer" {
-		return nil
+	coll := p.trace(l, "time_wait",
+		variant{name: "fentry", attach: []string{tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill}, trampoline: true},
+		variant{
+			name: "timer", attach: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins},
+			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer,
+		})
+	if coll != nil {
+		p.look = coll.Programs[tcptraceProgLookTimewait]
 	}
-	coll, err := l.load(tcptraceProgLookTimewait)
-	if err != nil {
-		return fmt.Errorf("load look_timewait: %w", err) // it needs nothing that timer_begins does not
-	}
-	p.others = append(p.others, coll)
-	p.look = coll.Programs[tcptraceProgLookTimewait]
 	return nil
 }
 

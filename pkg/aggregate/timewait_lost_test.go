@@ -608,27 +608,83 @@ func TestAMinisocketThatALaterScanFindsIsTiedToItsSocket(t *testing.T) {
 	s.checkNoMinis()
 }
 
-// The same events say the same: a recording is played again.
-func TestSocketsThatAreLookedForAreToldInTheSameOrderEachTime(t *testing.T) {
-	tell := func() []string {
-		s := newMiniStory(t, Filter{})
-		for n := range 16 {
-			s.closesFirst(nth(n))
-			s.pass(5)
-			s.begins(mini(nth(n)), "TW", timeWait)
-		}
-		s.pass(1000)
-		s.tick()
-		return s.said
-	}
-	first := tell()
-	if len(first) != 16 {
-		t.Fatalf("got %q, want 16 transitions to TIME_WAIT", first)
-	}
-	for range 3 {
-		if again := tell(); !slices.Equal(first, again) {
-			t.Fatalf("got  %q\nthen %q; want the same", first, again)
-		}
+// churns tells of a connection that process 2 opens and is done with at once.
+func (s *story) churns(k sock) {
+	s.step(k, "C>SS", by(2, "cli"))
+	s.step(k, "SS>E", with(events.HasSocket))
+	s.step(k, "E>C", by(2, "cli"), with(events.HasSocket), shut(3))
+	s.destroy(k)
+}
+
+// The same events say the same, findings' names included: a recording is played again.
+func TestTheSameEventsAreToldInTheSameOrderEachTime(t *testing.T) {
+	const n = 16
+	for _, tt := range []struct {
+		name string
+		want int // records, at the least
+		play func(*story)
+	}{
+		{"sockets whose last transition was missed are looked for", n, func(s *story) {
+			for k := range n {
+				s.closesFirst(nth(k))
+				s.pass(5)
+				s.begins(mini(nth(k)), "TW", timeWait)
+			}
+			s.pass(1000)
+			s.tick()
+		}},
+		{"minisockets whose ends were missed are given up", n, func(s *story) {
+			for k := range n {
+				s.waits(nth(k))
+			}
+			s.pass(10 * minute)
+			s.scan()
+		}},
+		{"sockets and minisockets that no scan finds any more", 2 * n, func(s *story) {
+			for k := range n {
+				s.waits(nth(k))
+				s.closesFirst(nth(100 + k))
+			}
+			for range unseenScans {
+				s.pass(2000)
+				bare(client, "E")(s) // there is something to find
+				s.tick()
+				s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+				s.tick()
+			}
+		}},
+		{"short-lived connections to several destinations", n, func(s *story) {
+			for range 1500 {
+				for k := range n {
+					to := nth(k)
+					to.rport = uint16(80 + k)
+					s.churns(to)
+					s.pass(1)
+				}
+				s.tick()
+			}
+			s.said = s.lines("#")
+			for k, f := range s.findings {
+				s.said = append(s.said, fmt.Sprintf("%d %s %d", k, f.ID, f.Evidence.Churn.Rport))
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tell := func() []string {
+				s := newMiniStory(t, Filter{})
+				tt.play(s)
+				return s.said
+			}
+			first := tell()
+			if len(first) < tt.want {
+				t.Fatalf("got %q, want %d records", first, tt.want)
+			}
+			for range 3 {
+				if again := tell(); !slices.Equal(first, again) {
+					t.Fatalf("got  %q\nthen %q; want the same", first, again)
+				}
+			}
+		})
 	}
 }
 
