@@ -268,3 +268,23 @@ func TestProcessesWithManySocketsOrAFindingAreWatched(t *testing.T) {
 		t.Errorf("got %v, want processes 1 and 3", got)
 	}
 }
+
+// Its descriptors are counted, and before the scan is over it has gone and its PID is
+// another's.
+func TestAProcessThatGoesWhileItIsCountedHasNoFinding(t *testing.T) {
+	s := newStory(t, Filter{})
+	var rows []look
+	for n := range 16 {
+		s.step(nth(n), "L>SR")
+		s.step(nth(n), "SR>E")
+		s.accept(nth(n), 5, "full")
+		rows = append(rows, holds(nth(n), "E", 5, "full", int32(3+n)))
+	}
+	s.pass(minute)
+	s.tick()
+	s.details(events.Details{Pid: 5, OpenFiles: 32, FileLimit: 33})
+	rows = append(rows, func(s *story) { s.fork(9, 5, "new") })
+	s.scan(rows...)
+	s.finds()
+	audit(t, s.tr)
+}

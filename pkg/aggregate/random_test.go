@@ -169,6 +169,7 @@ type kin struct {
 	armed   uint64 // when its timer was set last
 	expires uint64
 	due     uint64 // when the timer, which is late, ends it
+	closer  uint32 // the process that closed
 	secret  bool   // it went into TIME_WAIT, and no event has shown that
 }
 
@@ -215,6 +216,8 @@ type truth struct {
 	begun       map[uint64]int // cookie -> connections that really were
 	connections map[uint64]int // and that were reported
 	open        map[string]Status
+
+	summary Summary // the last
 
 	exact bool                      // nothing is lost, and minisockets are seen
 	real  map[change]bool           // what really happened
@@ -292,7 +295,7 @@ func (o *truth) leaves(cookie uint64, old, next events.State, since, now uint64)
 
 func (o *truth) Socket(*Socket) bool { return o.takes() }
 
-func (o *truth) Summary(*Summary) {}
+func (o *truth) Summary(r *Summary) { o.summary = *r }
 
 func (o *truth) Finding(r *Finding) bool {
 	if !o.takes() {
@@ -510,7 +513,7 @@ func (r *run) tell(evs ...events.Event) bool {
 
 // hand makes the minisocket that takes over from l.
 func (r *run) hand(l *life, state events.State) {
-	m := &kin{k: l.k, state: state}
+	m := &kin{k: l.k, state: state, closer: l.holders[0]}
 	for taken := true; taken; {
 		m.k.addr = 1 + r.rng.Uint64N(400)
 		taken = slices.ContainsFunc(r.minis, func(o *kin) bool { return o.k.addr == m.k.addr })
@@ -732,6 +735,9 @@ func (r *run) scan(t *testing.T) {
 	if r.lose == 0 {
 		r.compare(t)
 	}
+	if r.truth.exact {
+		r.count(t)
+	}
 	r.tr.Tick(r.now)
 	audit(t, r.tr)
 }
@@ -761,6 +767,38 @@ func (r *run) compare(t *testing.T) {
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("leaks by kind and process: got %v, want %v", got, want)
+	}
+}
+
+// count checks the summary of a run that loses nothing against what there is.
+func (r *run) count(t *testing.T) {
+	t.Helper()
+	var states [events.NumStates]int
+	made := map[uint32]int{}
+	for _, l := range r.alive {
+		if l.state != 0 && l.state != events.Close {
+			states[l.state]++
+		}
+	}
+	for _, m := range r.minis {
+		if states[m.state]++; m.state == events.TimeWait {
+			made[m.closer]++
+		}
+	}
+	r.truth.summary = Summary{}
+	r.tr.Summarize()
+	got := r.truth.summary
+	if got.States != states {
+		t.Errorf("sockets by state: got %v, want %v", got.States, states)
+	}
+	for _, p := range got.Processes {
+		if p.TimeWait != made[p.Pid] {
+			t.Errorf("process %d: got %d in TIME_WAIT, want %d", p.Pid, p.TimeWait, made[p.Pid])
+		}
+		delete(made, p.Pid)
+	}
+	if len(made) > 0 {
+		t.Errorf("got nothing of processes with these in TIME_WAIT: %v", made)
 	}
 }
 

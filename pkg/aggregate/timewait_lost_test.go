@@ -218,6 +218,32 @@ func TestATimeWaitThatMayHaveBegunEarlierHasNoTime(t *testing.T) {
 	s.checkNoMinis()
 }
 
+// Likewise: FIN_WAIT2 was there before its minisocket.
+func TestAnOrphanOfWhichNothingElseIsKnownHasNoTime(t *testing.T) {
+	s := newMiniStory(t, Filter{})
+	s.begins(mini(client), "F2", timeWait)
+	for range 10 {
+		s.pass(20)
+		s.tick()
+	}
+	s.begins(mini(client), "TW", timeWait)
+	for _, l := range s.lines("F2>TW") {
+		if !strings.HasPrefix(l, "c - F2>TW ? mini") {
+			t.Errorf("got %q, want an unknown time", l)
+		}
+	}
+	s.pass(timeWait)
+	s.tick()
+	s.ends(mini(client), "TW", 0, events.WhyOther)
+	s.settles()
+	for _, l := range s.lines("connection") {
+		if !strings.Contains(l, " life=? ") || strings.Contains(l, " F2=") && !strings.Contains(l, " F2=? ") {
+			t.Errorf("got %q, want unknown times", l)
+		}
+	}
+	s.checkNoMinis()
+}
+
 // Two CPUs hand over not quite in the order of time. And behind a full ring, the news
 // of the socket comes when it is looked for already.
 func TestTheSocketsLastTransitionMayComeLate(t *testing.T) {
