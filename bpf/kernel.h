@@ -188,7 +188,12 @@ struct mptcp_sock {
 	struct sock *first; /* its first subflow; of a listener, the one that listens */
 };
 
+struct hlist_node {
+	struct hlist_node **pprev; /* NULL: in no list */
+};
+
 struct timer_list {
+	struct hlist_node entry;
 	unsigned long expires; /* jiffies */
 	void (*function)(struct timer_list *);
 };
@@ -244,8 +249,6 @@ struct fdtable {
 struct files_struct {
 	struct fdtable *fdt;
 };
-
-struct hlist_node;
 
 /* Read for its shape: one pointer at an address. The verifier types single
  * pointers, but no arrays of them (fdtable.fd). */

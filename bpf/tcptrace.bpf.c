@@ -745,12 +745,13 @@ static __always_inline struct timewait *reserve_timewait(const struct tcp_timewa
 	return e;
 }
 
-static __always_inline void timewait_begins(const struct tcp_timewait_sock *tw, __s64 ticks)
+static __always_inline void timewait_begins(const struct tcp_timewait_sock *tw, __s64 ticks, bool again)
 {
 	struct timewait *e = reserve_timewait(tw);
 
 	if (!e)
 		return;
+	e->why = again ? TW_AGAIN : 0;
 	e->left_ns = ticks * (__s64)jiffy_ns;
 	bpf_ringbuf_submit(e, submit_flags());
 }
@@ -780,7 +781,7 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) || asks_sock_diag()) {
 		e->why = TW_KILLED;
 	} else {
-		e->why = sees_packets ? TW_OTHER : 0;
+		e->why = sees_packets && bpf_rdonly_cast ? TW_OTHER : 0;
 		if (p) {
 			p->ended = *e;
 			p->tries = 4;
@@ -792,10 +793,10 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 /* The first variant: what every minisocket goes through, from 5.10 to 6.18 under
  * these names. */
 SEC("fentry/__inet_twsk_schedule")
-int BPF_PROG(timewait_schedule, struct inet_timewait_sock *tw, int timeo)
+int BPF_PROG(timewait_schedule, struct inet_timewait_sock *tw, int timeo, bool rearm)
 {
 	if (!excluded_timewait((struct tcp_timewait_sock *)tw))
-		timewait_begins((struct tcp_timewait_sock *)tw, timeo);
+		timewait_begins((struct tcp_timewait_sock *)tw, timeo, rearm);
 	return 0;
 }
 
@@ -842,14 +843,16 @@ int BPF_PROG(timer_begins, struct timer_list *timer)
 {
 	const struct request_sock *req;
 	struct timewait *e;
-	struct packet *p;
+	struct packet *p = packet();
 
 	if ((__u64)timer->function == tw_handler) {
+		/* mod_timer() starts again what it has just cancelled. */
+		bool again = p && p->tries && p->ended.ev.skaddr == (__u64)timewait_of(timer);
+
 		if (!excluded_timewait(timewait_of(timer)))
-			timewait_begins(timewait_of(timer), ticks_left(timer));
+			timewait_begins(timewait_of(timer), ticks_left(timer), again);
 		return 0;
 	}
-	p = packet();
 	if (!p || !p->tries)
 		return 0;
 	/* A SYN that ends a minisocket becomes a request_sock, whose timer is the next
@@ -924,10 +927,10 @@ static long look(__u32 i, struct looks **at)
 	tw = CAST(struct tcp_timewait_sock, l->at[i].twaddr);
 	cookie = l->at[i].cookie;
 	/* The memory may be another's by now, or nobody's: that is no harm to read, and
-	 * the cookie is nobody else's. */
+	 * the cookie is nobody else's. What has ended has no timer in the wheel. */
 	if (tw->tw_sk.tw_substate == TCP_TIME_WAIT && (__u64)tw->tw_sk.tw_timer.function == tw_handler &&
-	    (__u64)tw->tw_sk.__tw_common.skc_cookie.counter == cookie)
-		timewait_begins(tw, ticks_left(&tw->tw_sk.tw_timer));
+	    tw->tw_sk.tw_timer.entry.pprev && (__u64)tw->tw_sk.__tw_common.skc_cookie.counter == cookie)
+		timewait_begins(tw, ticks_left(&tw->tw_sk.tw_timer), true);
 	return 0;
 }
 

@@ -98,6 +98,7 @@ enum timewait_why {
 	TW_RESET = 3,   /* what its peer has sent was answered with a reset */
 	TW_KILLED = 4,  /* by ss -K (SOCK_DESTROY), or with its network namespace */
 	TW_OTHER = 5,   /* none of these: its time is up, or a reset has come */
+	TW_AGAIN = 6,   /* of a beginning: it is none, its timer was set anew */
 };
 
 /* A minisocket begins or its timer is set anew (newstate: its tw_substate,
@@ -111,7 +112,7 @@ struct timewait {
 	__u16 family;
 	__u16 lport;
 	__u16 rport;
-	__u8 why;     /* of an end; 0: not known */
+	__u8 why;     /* of an end, 0: not known; TW_AGAIN or 0 of a beginning */
 	__u8 stamped; /* the peer sends timestamps: tcp_tw_reuse may apply */
 	__u8 laddr[16];
 	__u8 raddr[16];

@@ -59,16 +59,18 @@ type ends struct {
 	Local, Remote netip.AddrPort
 }
 
-// A stamp is one moment on the kernel's two clocks. tcptrace measures with
+// A stamp is one moment on the kernel's clocks. tcptrace measures with
 // CLOCK_BOOTTIME.
-type stamp struct{ Boot, Mono int64 }
+type stamp struct{ Boot, Mono, Wall int64 }
+
+func (s stamp) time() time.Time { return time.Unix(0, s.Wall) }
 
 func now() stamp {
 	var boot, mono unix.Timespec
 	// Neither clock can fail on a kernel that runs BPF.
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono)
-	return stamp{Boot: boot.Nano(), Mono: mono.Nano()}
+	return stamp{Boot: boot.Nano(), Mono: mono.Nano(), Wall: time.Now().UnixNano()}
 }
 
 // runAgent serves calls until the test hangs up. It does not return.

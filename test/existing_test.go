@@ -72,17 +72,19 @@ func TestSocketsThatExistedBefore(t *testing.T) {
 		e.close()
 
 		wants = []expect{
-			{who: "established client", sock: established, existed: true, path: "E F1 F2 TW", conn: []string{"null local tw close"}},
+			{who: "established client", sock: established, existed: true, path: "E F1 F2 TW", conn: []string{"null local fin close"}},
 			{who: "established server", sock: establishedAt, existed: true, path: "E CW LA C", conn: []string{"null remote fin close"}},
 			{who: "at EOF", sock: c1, existed: true, path: "CW LA C|CW C", conn: []string{"null remote fin|reset_received close"}, received: 3},
+			{who: "client of at EOF", sock: atEOF, existed: true, nobodys: true, path: "F2 TW", conn: []string{"null local|null fin null"}},
+			{who: "client of unread", sock: unread, existed: true, nobodys: true, path: "F2 X", conn: []string{"null local|null reset_received null"}},
 			{who: "unread", sock: c2, existed: true, path: "CW C", conn: []string{"null remote reset_sent close"}, received: 5},
 			{who: "half-closed client", sock: half, existed: true, path: "F2 TW", conn: []string{"null local fin null"}},
 			{who: "half-closed server", sock: c3, existed: true, path: "CW LA C", conn: []string{"null remote fin close"}},
 			{who: "shared", sock: c4, existed: true, path: "E CW LA C", conn: []string{"null remote fin exit"}, heldBy: child, by: child, byAt: 1},
-			{who: "client of shared", sock: shared, existed: true, path: "E F1 F2 TW", conn: []string{"null local tw close"}},
-			{who: "client of queued", sock: queued, existed: true, path: "E F1 F2 TW", conn: []string{"null local tw close"}},
+			{who: "client of shared", sock: shared, existed: true, path: "E F1 F2 TW", conn: []string{"null local fin close"}},
+			{who: "client of queued", sock: queued, existed: true, path: "E F1 F2 TW", conn: []string{"null local fin close"}},
 			{who: "queued", sock: d, existed: true, acceptedNow: true, path: "E CW LA C", conn: []string{"null|server remote fin close"}},
-			{who: "client after", sock: after, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}},
+			{who: "client after", sock: after, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}},
 			{who: "server after", sock: e, path: "L SR E CW LA C", conn: []string{"server remote fin close"}},
 		}
 		s.settle(wants)

@@ -138,7 +138,11 @@ func testFilters(t *testing.T, filters func(crowd) []filterCase) {
 			openAndClose(junior.socket(web4), l4, web4),
 		)
 		// The first tracer gets everything; once it has, so have the others.
-		s.await(func(records []record) bool { return len(connectionOwners(records)) == len(ends) })
+		var ids []string
+		for _, e := range ends {
+			ids = append(ids, e.id())
+		}
+		s.endTimeWait(ids)
 		time.Sleep(5 * lag)
 	})
 	for i, c := range cases {

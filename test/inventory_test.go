@@ -2,7 +2,6 @@ package livetest
 
 import (
 	"fmt"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -76,20 +75,10 @@ func TestASnapshotHasEverySocketThatSsLists(t *testing.T) {
 // least a minisocket's timer runs.
 func (s *scene) inventory() (names []string, timers map[string]time.Duration) {
 	s.t.Helper()
-	var out []byte
-	var err error
-	s.ns.do(s.t, func() { out, err = exec.Command("ss", "-tanoOH").Output() })
-	if err != nil {
-		s.t.Fatalf("ss: %v", err)
-	}
 	timers = map[string]time.Duration{}
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(s.ns.ss(s.t, "-tanoOH")) {
 		f := strings.Fields(line)
-		state := ssStates[f[0]]
-		if f[0] == "TIME-WAIT" {
-			state = "TIME_WAIT"
-		}
-		name := fmt.Sprintf("%s %s %s", state, f[3], strings.Replace(f[4], "0.0.0.0:*", "null:null", 1))
+		name := fmt.Sprintf("%s %s %s", ssStates[f[0]], f[3], strings.Replace(f[4], "0.0.0.0:*", "null:null", 1))
 		names = append(names, name)
 		if _, timer, ok := strings.Cut(line, "timer:(timewait,"); ok {
 			sec, _, _ := strings.Cut(strings.Replace(timer, "1min", "59sec", 1), "sec")

@@ -197,18 +197,13 @@ var (
 // sockets lists the namespace's sockets.
 func (n *netns) sockets(t *testing.T) (out []ssSocket) {
 	t.Helper()
-	var text []byte
-	var err error
-	n.do(t, func() { text, err = exec.Command("ss", "-tanpeOH").Output() })
-	if err != nil {
-		t.Fatalf("ss: %v", err)
-	}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(n.ss(t, "-tanpeOH")) {
 		m := ssNames.FindStringSubmatch(line)
 		if m == nil {
-			continue // what stands in for a socket in TIME_WAIT has no cookie
+			continue // a connection that is being accepted has no cookie
 		}
 		s := ssSocket{state: m[1], lport: m[3], rport: m[4], cookie: m[5]}
+		var err error
 		if s.unread, err = strconv.Atoi(m[2]); err != nil {
 			t.Fatalf("ss: %q: %v", line, err)
 		}

@@ -3,9 +3,11 @@ package livetest
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -19,6 +21,7 @@ type netns struct {
 	name  string
 	inode uint64 // as tcptrace prints it in "netns"
 	fd    int
+	tuns  int // devices made by openTUN
 }
 
 var netnsCount atomic.Uint32
@@ -28,10 +31,7 @@ func newNetns(t *testing.T) *netns {
 	live(t)
 	n := &netns{name: fmt.Sprintf("tt-%d-%d", os.Getpid(), netnsCount.Add(1))}
 	ip(t, "netns add "+n.name)
-	t.Cleanup(func() {
-		unix.Close(n.fd)
-		ip(t, "netns del "+n.name)
-	})
+	t.Cleanup(func() { n.remove(t) })
 	var err error
 	if n.fd, err = unix.Open("/run/netns/"+n.name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		t.Fatalf("open namespace %s: %v", n.name, err)
@@ -43,6 +43,17 @@ func newNetns(t *testing.T) *netns {
 	n.inode = st.Ino
 	n.ip(t, "link set lo up")
 	return n
+}
+
+// remove takes away what holds the namespace, the processes in it aside.
+func (n *netns) remove(t *testing.T) {
+	t.Helper()
+	if n.fd < 0 {
+		return
+	}
+	unix.Close(n.fd)
+	n.fd = -1
+	ip(t, "netns del "+n.name)
 }
 
 // do runs f on a thread that is inside the namespace. A process that f starts
@@ -99,27 +110,69 @@ func (n *netns) sysctl(t *testing.T, path, value string) {
 	})
 }
 
-// openTUN makes tun0 with address 10.99.0.1/24. What the kernel sends into
-// that network is read from the file, as IP packets without a header.
-func (n *netns) openTUN(t *testing.T) *os.File {
+// endMinisockets ends all that only stands in for a socket: in TIME_WAIT, or in
+// FIN_WAIT2 without a process. Nothing else may be in FIN_WAIT2.
+func (n *netns) endMinisockets(t *testing.T) {
 	t.Helper()
+	n.ss(t, "-Ktn", "state", "time-wait", "state", "fin-wait-2")
+}
+
+// ss runs ss(8) inside the namespace.
+func (n *netns) ss(t *testing.T, args ...string) string {
+	t.Helper()
+	var out []byte
+	var err error
+	n.do(t, func() { out, err = exec.Command("ss", args...).Output() })
+	if err != nil {
+		t.Fatalf("ss %q: %v", args, err)
+	}
+	return string(out)
+}
+
+// counter is one of the namespace's counters, as nstat(8) names it.
+func (n *netns) counter(t *testing.T, name string) (value int) {
+	t.Helper()
+	n.do(t, func() {
+		out, err := exec.Command("nstat", "-asz", name).Output()
+		if err != nil {
+			t.Fatalf("nstat %s: %v", name, err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if f := strings.Fields(line); f[0] == name {
+				if value, err = strconv.Atoi(f[1]); err != nil {
+					t.Fatalf("nstat: %q: %v", line, err)
+				}
+			}
+		}
+	})
+	return value
+}
+
+// openTUN makes a TUN device, the first of them with address 10.99.0.1/24. What the
+// kernel sends into that network is read from the file, as IP packets without a
+// header; addr is the kernel's address there.
+func (n *netns) openTUN(t *testing.T) (file *os.File, addr netip.Addr) {
+	t.Helper()
+	name := fmt.Sprintf("tun%d", n.tuns)
+	addr = netip.AddrFrom4([4]byte{10, byte(99 + n.tuns), 0, 1})
+	n.tuns++
 	fd := -1
 	n.do(t, func() {
 		var err error
 		if fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
 			t.Fatalf("open /dev/net/tun: %v", err)
 		}
-		ifr, err := unix.NewIfreq("tun0")
+		ifr, err := unix.NewIfreq(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-			t.Fatalf("make tun0: %v", err)
+			t.Fatalf("make %s: %v", name, err)
 		}
 	})
-	file := os.NewFile(uintptr(fd), "tun0")
+	file = os.NewFile(uintptr(fd), name)
 	t.Cleanup(func() { file.Close() })
-	n.ip(t, "addr add 10.99.0.1/24 dev tun0\nlink set tun0 up")
-	return file
+	n.ip(t, fmt.Sprintf("addr add %v/24 dev %s\nlink set %s up", addr, name, name))
+	return file, addr
 }

@@ -2,6 +2,7 @@ package livetest
 
 import (
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestTheProcessIsTheOneThatHoldsTheSocket(t *testing.T) {
 			time.Sleep(lag)
 			child.kill()
 			return []expect{
-				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}},
+				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}},
 				{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin exit"}, heldBy: child, by: child, byAt: 3},
 			}
 		}},
@@ -41,7 +42,7 @@ func TestTheProcessIsTheOneThatHoldsTheSocket(t *testing.T) {
 				time.Sleep(lag)
 				d.close()
 				wants = append(wants,
-					expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}},
+					expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}},
 					expect{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin close"}})
 			}
 			return wants
@@ -65,7 +66,7 @@ func TestTheProcessIsTheOneThatHoldsTheSocket(t *testing.T) {
 			time.Sleep(lag)
 			taken.close()
 			return []expect{
-				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}},
+				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}},
 				{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin close"}, heldBy: taker, by: taker, byAt: 3},
 			}
 		}},
@@ -79,7 +80,7 @@ func TestTheProcessIsTheOneThatHoldsTheSocket(t *testing.T) {
 			time.Sleep(lag)
 			d.close()
 			return []expect{
-				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}, heldBy: child, by: child, byAt: 2},
+				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}, heldBy: child, by: child, byAt: 2},
 				{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin close"}},
 			}
 		}},
@@ -106,18 +107,28 @@ func TestShortLivedConnectionsHaveTheirOwner(t *testing.T) {
 	}
 }
 
-// waitForConnections waits until the stream has the end of each connection.
+// waitForConnections waits until the stream has the end of each connection, and
+// ends TIME_WAIT when all that goes through it is there.
 func (s *scene) waitForConnections(groups ...[]ends) {
+	s.t.Helper()
+	var ids []string
+	for _, c := range slices.Concat(groups...) {
+		ids = append(ids, c.id())
+	}
+	s.endTimeWait(ids)
+}
+
+// endTimeWait is waitForConnections by cookie.
+func (s *scene) endTimeWait(ids []string) {
+	s.t.Helper()
+	s.await(func(records []record) bool {
+		ended, last := connectionOwners(records), lastStates(records)
+		return !slices.ContainsFunc(ids, func(id string) bool { return ended[id] == nil && last[id] != "TIME_WAIT" })
+	})
+	s.ns.endMinisockets(s.t)
 	s.await(func(records []record) bool {
 		ended := connectionOwners(records)
-		for _, group := range groups {
-			for _, c := range group {
-				if _, ok := ended[c.id()]; !ok {
-					return false
-				}
-			}
-		}
-		return true
+		return !slices.ContainsFunc(ids, func(id string) bool { return ended[id] == nil })
 	})
 }
 
@@ -187,7 +198,7 @@ func TestAnyCommandNameIsOneValidLine(t *testing.T) {
 			c.close()
 			return []expect{
 				{who: "client", sock: c, path: "C SS E CW LA C", conn: []string{"client remote fin close"}},
-				{who: "server", sock: d, path: "L SR E F1 F2 TW", conn: []string{"server local tw close"}},
+				{who: "server", sock: d, path: "L SR E F1 F2 TW", conn: []string{"server local fin close"}},
 			}
 		}})
 	}

@@ -59,7 +59,7 @@ func TestAServersPIDGivesAllOfItsConnectionsAndNoOthers(t *testing.T) {
 		}
 		alone = []expect{
 			{who: "existing", sock: beforeAt, existed: true, path: "E CW LA C", conn: []string{"null remote fin close"}},
-			{who: "closed by exit", sock: lastAt, path: "L SR E F1 F2 TW", conn: []string{"server local tw exit"}},
+			{who: "closed by exit", sock: lastAt, path: "L SR E F1 F2 TW", conn: []string{"server local fin exit"}},
 		}
 		s.settle(alone)
 		s.waitForConnections(clientFirst.server, serverFirst.server)

@@ -212,8 +212,8 @@ func TestInAPIDNamespaceItSpeaksOfThatNamespacesPIDs(t *testing.T) {
 				}
 				if !filtered {
 					wants = append(wants,
-						expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}},
-						expect{who: "existing client", sock: before, existed: true, path: "E F1 F2 TW", conn: []string{"null local tw close"}})
+						expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}},
+						expect{who: "existing client", sock: before, existed: true, path: "E F1 F2 TW", conn: []string{"null local fin close"}})
 				}
 				s.settle(wants)
 			})

@@ -42,6 +42,7 @@ type record struct {
 	CloseCall     *string             `json:"close_call"`
 	SentBytes     *uint64             `json:"sent_bytes"`
 	ReceivedBytes *uint64             `json:"received_bytes"`
+	TimeWaitEnd   *string             `json:"time_wait_end"`
 
 	// socket
 	State       string   `json:"state"`
@@ -65,6 +66,9 @@ type record struct {
 	Message  string         `json:"message"`
 	Advice   string         `json:"advice"`
 
+	// summary
+	States map[string]*int `json:"states"`
+
 	// stats
 	Seen      uint64            `json:"seen"`
 	Delivered uint64            `json:"delivered"`
@@ -72,6 +76,9 @@ type record struct {
 	Lost      map[string]uint64 `json:"lost"`
 	Records   map[string]uint64 `json:"records"`
 	Hidden    uint64            `json:"hidden_processes"`
+	Tracked   int               `json:"sockets_tracked"`
+	Unprinted uint64            `json:"unprinted"`
+	Probes    map[string]string `json:"probes"`
 
 	fields map[string]any
 }

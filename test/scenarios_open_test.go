@@ -8,6 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mapped4 is where an IPv4 socket reaches a listener on both families.
+func mapped4(l *sock) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.local.Port())
+}
+
 func TestHowConnectionsAreOpened(t *testing.T) {
 	runScenarios(t, []scenario{
 		{name: "refused", play: func(s *scene) []expect {
@@ -77,7 +82,7 @@ func TestHowConnectionsAreOpened(t *testing.T) {
 			c.close()
 			return []expect{
 				{who: "client", sock: c, path: "C SS E CW LA C", conn: []string{"client remote fin close"}},
-				{who: "server", sock: d, path: "L SR E F1 F2 TW", conn: []string{"server local tw close"}},
+				{who: "server", sock: d, path: "L SR E F1 F2 TW", conn: []string{"server local fin close"}},
 			}
 		}},
 		{name: "disconnect-unspec", play: func(s *scene) []expect {
@@ -97,7 +102,7 @@ func TestHowConnectionsAreOpened(t *testing.T) {
 			second.close()
 			return []expect{
 				{who: "client", sock: c, path: "C SS E C SS E F1 F2 TW", firstLocal: firstLocal,
-					conn: []string{"client null reset_sent null", "client local tw close"}},
+					conn: []string{"client null reset_sent null", "client local fin close"}},
 				{who: "first server", sock: first, path: "L SR E C", conn: []string{"server null reset_received null"}},
 				{who: "second server", sock: second, path: "L SR E CW LA C", conn: []string{"server remote fin close"}},
 			}
@@ -113,7 +118,7 @@ func TestHowConnectionsAreOpened(t *testing.T) {
 			d.read("")
 			d.close()
 			return []expect{
-				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}, sent: 3},
+				{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}, sent: 3},
 				{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin close"}, received: 3},
 			}
 		}},
@@ -122,7 +127,7 @@ func TestHowConnectionsAreOpened(t *testing.T) {
 			s.trace()
 			l := srv.listen("[::]:0")
 			c := cli.socket(anyPort4)
-			c.connect(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.local.Port()))
+			c.connect(mapped4(l))
 			d := l.accept()
 			// The other way round: an IPv6 socket that connects to an IPv4 address.
 			mapped := cli.socket("[::]:0")
@@ -135,7 +140,7 @@ func TestHowConnectionsAreOpened(t *testing.T) {
 			}
 			var wants []expect
 			for _, c := range []*sock{c, mapped} {
-				wants = append(wants, expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local tw close"}})
+				wants = append(wants, expect{who: "client", sock: c, path: "C SS E F1 F2 TW", conn: []string{"client local fin close"}})
 			}
 			for _, d := range []*sock{d, e} {
 				wants = append(wants, expect{who: "server", sock: d, path: "L SR E CW LA C", conn: []string{"server remote fin close"}})

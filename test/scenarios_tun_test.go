@@ -52,7 +52,7 @@ func TestWhatAPeerCanDo(t *testing.T) {
 			c.close()
 			p.expect(fin | ack)
 			p.send(ack)
-			return []expect{{who: "client", sock: c, path: "C SS E F1 F1 F2 TW", conn: []string{"client local null close"}}}
+			return []expect{{who: "client", sock: c, path: "C SS E F1 F1 F2 X", conn: []string{"client local aborted close"}}}
 		}},
 		{name: "lastack-dup", play: func(s *scene) []expect {
 			cli, p := s.agent("cli"), s.peer()

@@ -198,7 +198,11 @@ func TestServersUnderLoadAreNotFoundToLeakButOneThatLeaksIs(t *testing.T) {
 	}
 	t.Logf("load: %s", bytes.TrimSpace(out.Bytes()))
 	tr.waitFor(func(records []record) bool { return want.worst(records) != nil })
-	checkFindings(t, tr.stop().records, []leak{want})
+	// That the load is made of short connections is no leak.
+	churn := func(r record) bool {
+		return r.Type == "finding" && r.Kind == "short_lived" && orNull(r.Comm) == filepath.Base(bin)
+	}
+	checkFindings(t, slices.DeleteFunc(tr.stop().records, churn), []leak{want})
 }
 
 func buildLoad(t *testing.T) string {

@@ -26,6 +26,9 @@ type sock struct {
 // id is the socket's cookie as tcptrace prints it.
 func (s *sock) id() string { return strconv.FormatUint(s.cookie, 16) }
 
+// overLoopback says whether both ends are the kernel's.
+func (s *sock) overLoopback() bool { return s.remote.Addr().IsLoopback() }
+
 // in is the same socket, held by another agent.
 func (s *sock) in(a *agent, fd int) *sock {
 	other := *s

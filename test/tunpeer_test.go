@@ -38,12 +38,13 @@ type segment struct {
 	payload  []byte
 }
 
-// peer makes the scene's TUN device and a peer on it.
+// peer makes a TUN device and a peer on it.
 func (s *scene) peer() *tunPeer {
 	s.t.Helper()
+	tun, kernel := s.ns.openTUN(s.t)
 	return &tunPeer{
-		t: s.t, tun: s.ns.openTUN(s.t), next: 1_000_000,
-		local: netip.MustParseAddrPort("10.99.0.2:7000"), remote: netip.MustParseAddrPort("10.99.0.1:0"),
+		t: s.t, tun: tun, next: 1_000_000,
+		local: netip.AddrPortFrom(kernel.Next(), 7000), remote: netip.AddrPortFrom(kernel, 0),
 	}
 }
 
@@ -103,21 +104,29 @@ func (p *tunPeer) peek(flags byte) segment {
 // send sends one segment that acknowledges all that expect took.
 func (p *tunPeer) send(flags byte) {
 	p.t.Helper()
+	p.sendData(flags, "")
+}
+
+func (p *tunPeer) sendData(flags byte, data string) {
+	p.t.Helper()
 	acked := p.acked
 	if flags&ack == 0 {
 		acked = 0
 	}
-	if _, err := p.tun.Write(p.packet(flags, acked)); err != nil {
+	if _, err := p.tun.Write(p.packet(flags, acked, data)); err != nil {
 		p.t.Fatalf("send segment with flags %s: %v", flagNames(flags), err)
 	}
+	p.next += uint32(len(data))
 	if flags&(syn|fin) != 0 {
 		p.next++
 	}
 }
 
-func (p *tunPeer) packet(flags byte, acked uint32) []byte {
+// packet makes a segment. The length of data has to be even.
+func (p *tunPeer) packet(flags byte, acked uint32, data string) []byte {
 	const ipLen, tcpLen = 20, 20
-	b := make([]byte, ipLen+tcpLen)
+	b := make([]byte, ipLen+tcpLen, ipLen+tcpLen+len(data))
+	b = append(b, data...)
 	src, dst := p.local.Addr().As4(), p.remote.Addr().As4()
 	b[0] = 4<<4 | ipLen/4
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))

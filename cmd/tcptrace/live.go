@@ -119,6 +119,9 @@ type runner struct {
 	nextSummary, nextAll time.Time // likewise: a summary, and a scan of all for its sake
 	nextNetworks         time.Time // likewise: a look at what a network namespace allows
 	lost                 uint64    // at the last stats record
+	newest               uint64    // Ktime of the last event
+	ticked               uint64    // the last clock
+	behind               bool      // there are more to be read
 	wall                 int64     // of the last clock
 }
 
@@ -177,6 +180,7 @@ func (r *runner) start() error {
 // event passes on a record of the kernel side. Of a process that comes up for the
 // first time it first says where it runs: a moment later it may be gone.
 func (r *runner) event(raw []byte) error {
+	r.newest = events.Ktime(raw)
 	if pid := events.Pid(raw); pid != 0 && !r.pipe.tracker.Knows(pid) {
 		if err := r.introduce(pid); err != nil {
 			return err
@@ -230,6 +234,11 @@ func (r *runner) countFiles() error {
 
 // scanned ends a scan, and lets the tracker report.
 func (r *runner) scanned(s events.Scan) error {
+	if !r.cfg.snapshot {
+		if err := r.catchUp(); err != nil {
+			return err
+		}
+	}
 	if err := r.clock(); err != nil {
 		return err
 	}
@@ -373,7 +382,7 @@ func (r *runner) family() error {
 
 func (r *runner) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := r.kernel.Read(readWait, r.event); err != nil {
+		if err := r.read(readWait); err != nil {
 			return err
 		}
 		r.pipe.out.flush()
@@ -422,11 +431,34 @@ func (r *runner) loop(ctx context.Context) error {
 	return nil
 }
 
-// clock lets time pass. Both clocks are slewed alike, so their distance changes
+// read takes what the kernel hands over.
+func (r *runner) read(wait time.Duration) error {
+	drained, err := r.kernel.Read(wait, r.event)
+	r.behind = !drained
+	return err
+}
+
+// catchUp reads what has gathered while something else was done: all of it, unless it
+// grows faster than that.
+func (r *runner) catchUp() error {
+	const enough = 64
+	for range enough {
+		if err := r.read(0); err != nil || !r.behind {
+			return err
+		}
+	}
+	return nil
+}
+
+// clock lets time pass, as far as what happened in it is known. Both clocks are slewed alike, so their distance changes
 // when the wall clock is set and at no other time; what else a measurement shows
 // is the time between its two readings.
 func (r *runner) clock() error {
 	ktime, wall := probe.Clock()
+	if r.behind {
+		ktime = max(r.ticked, min(ktime, r.newest))
+	}
+	r.ticked = ktime
 	if d := time.Duration(wall - r.wall); d.Abs() > 5*time.Millisecond {
 		r.wall = wall
 	}

@@ -266,20 +266,20 @@ func (p *Probe) iterator(l *loader, facility, name string) *link.Iter {
 func (p *Probe) Variants() []Variant { return p.variants }
 
 // Read calls f with what is in the ring buffer, after waiting up to wait for
-// something to be there. It returns when the ring is empty or after a bounded
-// number of records; with f's error if it has one. f must not keep raw.
-func (p *Probe) Read(wait time.Duration, f func(raw []byte) error) error {
+// something to be there. It returns when the ring is empty, which is then drained, or
+// after a bounded number of records; with f's error if it has one. f must not keep raw.
+func (p *Probe) Read(wait time.Duration, f func(raw []byte) error) (drained bool, err error) {
 	p.reader.SetDeadline(time.Now().Add(wait))
 	for range maxBatch {
 		if ok, err := p.next(); !ok || err != nil {
-			return err
+			return true, err
 		}
 		p.ahead = false
 		if err := f(p.record.RawSample); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // next reads one record from the ring buffer into p.record, unless there is one
@@ -339,11 +339,11 @@ func (p *Probe) Detach() error {
 func (p *Probe) Drain(f func(raw []byte) error) error {
 	// A program that was running on another CPU when it was detached may still
 	// have a record to submit.
-	if err := p.Read(5*time.Millisecond, f); err != nil {
+	if _, err := p.Read(5*time.Millisecond, f); err != nil {
 		return err
 	}
 	for p.ahead || p.reader.AvailableBytes() > 0 {
-		if err := p.Read(0, f); err != nil {
+		if _, err := p.Read(0, f); err != nil {
 			return err
 		}
 	}

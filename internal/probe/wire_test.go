@@ -120,7 +120,7 @@ func TestTheReasonsAreNumberedAsInTheHeader(t *testing.T) {
 	}
 	for name, want := range map[string]events.Why{
 		"TW_CONNECT": events.WhyConnect, "TW_SYN": events.WhySyn, "TW_RESET": events.WhyReset,
-		"TW_KILLED": events.WhyKilled, "TW_OTHER": events.WhyOther,
+		"TW_KILLED": events.WhyKilled, "TW_OTHER": events.WhyOther, "TW_AGAIN": events.WhyAgain,
 	} {
 		if line := fmt.Sprintf("%s = %d,", name, want); !bytes.Contains(header, []byte(line)) {
 			t.Errorf("bpf/tcptrace.h: want %q in it", line)

@@ -32,6 +32,7 @@ type churnKey struct {
 // churn counts the connections that a process has opened and that are over: the first
 // side has closed.
 type churn struct {
+	key     churnKey
 	from    uint64 // Ktime at which the window began
 	n       uint32 // connections in the window
 	total   uint64
@@ -46,20 +47,13 @@ func (t *Tracker) shortLived(c *conn, ktime uint64) {
 		return
 	}
 	k := churnKey{proc: c.proc, netns: c.Netns, rport: c.Rport, raddr: c.Raddr}
-	h := t.churns[k]
+	h := t.churnOf[k]
 	if h == nil {
 		if len(t.churns) >= maxChurns {
 			return
 		}
-		if l := len(t.freeChurns); l > 0 {
-			h, t.freeChurns = t.freeChurns[l-1], t.freeChurns[:l-1]
-			*h = churn{}
-		} else {
-			h = &churn{}
-		}
+		h = t.addChurn(k)
 		h.from = ktime
-		t.procs.all[c.proc].pins++
-		t.churns[k] = h
 	}
 	h.n++
 	h.total++
@@ -82,44 +76,63 @@ func (h *churn) median() time.Duration {
 
 // tickChurns looks at the windows that are over.
 func (t *Tracker) tickChurns() {
-	for k, h := range t.churns {
-		over := t.now - min(h.from, t.now)
-		if over < churnWindow {
-			continue
+	kept := t.churns[:0]
+	for _, h := range t.churns {
+		if !t.weighChurn(h) {
+			kept = append(kept, h)
 		}
-		q := t.procs.all[k.proc]
-		perSecond := float64(h.n) / time.Duration(over).Seconds()
-		limit := float64(t.thresholds.ShortLived)
-		if h.finding != noFinding {
-			limit /= 2
-		}
-		median := h.median()
-		high := perSecond >= limit && median < churnLife && t.procs.asked(q)
-		switch {
-		case high && h.finding == noFinding && !h.high:
-		case high:
-			if h.finding == noFinding {
-				h.finding = t.open(subject{kind: ShortLived, proc: k.proc, netns: k.netns, raddr: k.raddr, rport: k.rport})
-			}
-			f := t.findings[h.finding]
-			f.members, f.fresh, f.count, f.severity = 1, true, int(h.n), Warning
-			f.evidence.Churn = &ChurnEvidence{
-				PerSecond: perSecond, MedianLife: median, Over: time.Duration(over), Connections: h.total,
-				Raddr: k.raddr, Rport: k.rport,
-			}
-		case h.finding != noFinding:
-			t.findings[h.finding].members = 0
-			h.finding = noFinding
-		}
-		if h.n == 0 && h.finding == noFinding {
-			delete(t.churns, k)
-			t.freeChurns = append(t.freeChurns, h)
-			q.pins--
-			t.procs.release(k.proc)
-			continue
-		}
-		h.from, h.n, h.lives, h.high = t.now, 0, [28]uint32{}, high
 	}
+	clear(t.churns[len(kept):])
+	t.churns = kept
+}
+
+// weighChurn looks at a window that is over. It reports whether nothing has come in it.
+func (t *Tracker) weighChurn(h *churn) (idle bool) {
+	took := t.now - min(h.from, t.now)
+	if took < churnWindow {
+		return false
+	}
+	k := h.key
+	q := t.procs.all[k.proc]
+	perSecond := float64(h.n) / time.Duration(took).Seconds()
+	limit := float64(t.thresholds.ShortLived)
+	if h.finding != noFinding {
+		limit /= 2
+	}
+	median := h.median()
+	high := perSecond >= limit && median < churnLife && t.procs.asked(q)
+	switch {
+	case high && h.finding == noFinding && !h.high:
+	case high:
+		if h.finding == noFinding {
+			h.finding = t.open(subject{kind: ShortLived, proc: k.proc, netns: k.netns, raddr: k.raddr, rport: k.rport})
+		}
+		f := t.findings[h.finding]
+		f.members, f.fresh, f.count, f.severity = 1, true, int(h.n), Warning
+		f.evidence.Churn = &ChurnEvidence{
+			PerSecond: perSecond, MedianLife: median, Over: time.Duration(took), Connections: h.total,
+			Raddr: k.raddr, Rport: k.rport,
+		}
+	case h.finding != noFinding:
+		t.findings[h.finding].members = 0
+		h.finding = noFinding
+	}
+	if h.n == 0 {
+		delete(t.churnOf, k)
+		q.pins--
+		t.procs.release(k.proc)
+		return true
+	}
+	h.from, h.n, h.lives, h.high = t.now, 0, [28]uint32{}, high
+	return false
+}
+
+func (t *Tracker) addChurn(k churnKey) *churn {
+	h := &churn{key: k}
+	t.procs.all[k.proc].pins++
+	t.churnOf[k] = h
+	t.churns = append(t.churns, h)
+	return h
 }
 
 // ChurnEvidence is what a finding about short-lived connections rests on.

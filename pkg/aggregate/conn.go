@@ -60,6 +60,8 @@ type conn struct {
 	finding uint32 // that it is a member of
 }
 
+func (c *conn) address() uint64 { return c.skaddr }
+
 // begin makes c a new connection of the same socket, or the first. Who holds the
 // socket does not change by that.
 func (c *conn) begin(ev *events.Event) {

@@ -119,6 +119,9 @@ func (t *Tracker) limit(q *process) {
 	}
 	full, share := uint64(crowdedPercent), uint64(2)
 	about := subject{kind: FdLimit, proc: t.procs.byPid[q.pid]}
+	if t.procs.all[about.proc] != q {
+		return // its PID is another's by now
+	}
 	if t.opened[about] != noFinding {
 		full, share = relievedPercent, 3 // it takes more to take it back
 	}

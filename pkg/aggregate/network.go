@@ -104,11 +104,11 @@ func (t *Tracker) overflow(n *network) {
 // forgetNetworks lets go of network namespaces that have no sockets any more.
 func (t *Tracker) forgetNetworks() {
 	used := map[uint32]bool{}
-	for _, i := range t.table.byAddr {
-		used[t.table.at(i).Netns] = true
+	for _, c := range t.table.all() {
+		used[c.Netns] = true
 	}
-	for _, i := range t.minis.byAddr {
-		used[t.minis.at(i).Netns] = true
+	for _, m := range t.minis.all() {
+		used[m.Netns] = true
 	}
 	for inode, n := range t.nets {
 		if !used[inode] && n.grown == 0 && n.opened == 0 && n.closed == 0 {

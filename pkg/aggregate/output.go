@@ -182,7 +182,8 @@ func (t *Tracker) Scanned(s events.Scan) {
 	}
 	t.findLeaks(s.Complete)
 	t.judged = t.now
-	clear(t.newcomers)
+	t.newcomers = t.newcomers[:0]
+	clear(t.newcomer)
 	t.scanFrom = 0
 	t.scan++
 	t.holders = t.holders[:1]

@@ -149,10 +149,11 @@ func (t *Tracker) row(ev *events.Event) {
 			t.meet(ev)
 			return
 		}
-		if i = t.table.add(ev.Skaddr); i == 0 {
+		if t.full() {
 			t.counts.NoPlace++
 			return
 		}
+		i = t.table.add(ev.Skaddr)
 		t.found(i, ev)
 	}
 	c := t.table.at(i)
@@ -185,12 +186,13 @@ const maxNewcomers = 1 << 14
 // meet keeps a socket that nothing has told of. Of several rows, the first may have a
 // holder.
 func (t *Tracker) meet(ev *events.Event) {
-	if _, ok := t.newcomers[ev.Skaddr]; ok || len(t.newcomers) >= maxNewcomers || ev.New == events.Close {
+	if t.newcomer[ev.Skaddr] || len(t.newcomers) >= maxNewcomers || ev.New == events.Close {
 		return
 	}
 	e := Ends{Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
 	if t.filter.byEnds(&e, ev.New == events.Listen) != no {
-		t.newcomers[ev.Skaddr] = *ev
+		t.newcomer[ev.Skaddr] = true
+		t.newcomers = append(t.newcomers, *ev)
 	}
 }
 
@@ -222,21 +224,15 @@ func (t *Tracker) mini(ev *events.Event) {
 // foundMini takes a minisocket that a scan has found.
 func (t *Tracker) foundMini(ev *events.Event) {
 	i := t.minis.find(ev.Skaddr)
-	if i != 0 && t.minis.at(i).Cookie != ev.Cookie {
+	if i != 0 && !t.minis.at(i).is(ev) {
 		return // its news is on its way
 	}
 	if i == 0 {
 		if i = t.addMini(ev); i == 0 {
 			return
 		}
-		t.minis.at(i).since = 0
-		if t.scanDone {
-			t.minis.at(i).missed = true
-			t.starting[ev.Cookie] = i
-			t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
-		} else {
-			t.adopt(i)
-		}
+		m := t.minis.at(i)
+		m.since, m.missed, m.existed = 0, t.scanDone, !t.scanDone
 	}
 	m := t.minis.at(i)
 	m.scan, m.missing = t.scan, 0
@@ -288,7 +284,9 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if ev.New == events.Listen && ev.Cookie != 0 {
 		t.listeners[ev.Cookie] = i
 	}
-	t.takePort(i, ev.Ktime)
+	if ev.New != events.Close {
+		t.takePort(i, ev.Ktime)
+	}
 	if !t.scanDone {
 		t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
 	}

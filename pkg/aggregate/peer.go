@@ -111,23 +111,22 @@ func (t *Tracker) peerEvidence(f *finding) *PeerEvidence {
 			first = since
 		}
 	}
-	for _, i := range t.minis.byAddr {
-		if m := t.minis.at(i); m.stuck && m.peer(m.role) == k {
+	for _, m := range t.minis.all() {
+		if m.stuck && m.peer(m.role) == k {
 			e.Orphans++
 			add(&m.Ends, m.proc, m.since)
 		}
 	}
 	n := t.opened[s]
-	for _, i := range t.table.byAddr {
-		if c := t.table.at(i); c.finding == n {
+	for _, c := range t.table.all() {
+		if c.finding == n {
 			e.Held++
 			ktime, _ := c.entered()
 			add(&c.Ends, c.proc, ktime)
 		}
 	}
 	peers := map[uint32]int{}
-	for _, i := range t.table.byAddr {
-		c := t.table.at(i)
+	for _, c := range t.table.all() {
 		cookie, ok := mine[c.ends()]
 		if !ok || c.state == events.Close {
 			continue

@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -57,10 +58,54 @@ func (g *portGroup) roll(ktime uint64) {
 	}
 }
 
-// portGroupOf returns the number of the group that a connection with these ends counts
-// in, 0 if in none. A live connection to a port of ours is not counted: there is one
-// group for each peer that there ever is.
-func (t *Tracker) portGroupOf(e *Ends, role Role, live bool, ktime uint64) uint32 {
+// A server has as many groups as peers, and in nearly all of them nothing but a few
+// minisockets. So these are at first counted by a hash of the key, and have a group of
+// their own only when so many have come together: a few, and a share of all that there
+// are, so that there are few such groups.
+const (
+	crowdMin   = 32
+	crowdShare = 256
+	crowdSlots = 1 << 17
+)
+
+// isCrowd counts a minisocket that has no group. It reports whether there are enough for
+// one.
+func (t *Tracker) isCrowd(k *portKey) bool {
+	n := &t.crowds[k.slot()]
+	if int(*n) >= min(max(crowdMin, t.minis.len()/crowdShare), math.MaxUint16) {
+		return true
+	}
+	*n++
+	return false
+}
+
+// gather puts the minisockets of a group in it that have been counted by the hash so far.
+func (t *Tracker) gather(k portKey, i uint32) {
+	for _, m := range t.minis.all() {
+		if m.crowd && m.Netns == k.netns && m.Lport == k.port && m.Raddr == k.far && m.Laddr == k.near {
+			m.crowd, m.ports = false, i
+			t.crowds[k.slot()]--
+			t.groups[i].waiting++
+			if !m.stamped {
+				t.groups[i].plain++
+			}
+		}
+	}
+}
+
+// slot is the FNV-1a hash of what peers differ in.
+func (k *portKey) slot() uint32 {
+	h := uint32(2166136261)
+	for _, b := range k.far {
+		h = (h ^ uint32(b)) * 16777619
+	}
+	h = (h ^ uint32(k.port)) * 16777619
+	return (h ^ k.netns) * 16777619 % crowdSlots
+}
+
+// portKeyOf names the group that a connection with these ends counts in; false if in
+// none.
+func (t *Tracker) portKeyOf(e *Ends, role Role) (portKey, bool) {
 	n := t.net(e.Netns)
 	if role == RoleUnknown {
 		role = Server
@@ -71,12 +116,13 @@ func (t *Tracker) portGroupOf(e *Ends, role Role, live bool, ktime uint64) uint3
 	k := portKey{netns: e.Netns, near: e.Laddr, far: e.Raddr, port: e.Rport}
 	if role == Server {
 		k.ours, k.port = true, e.Lport
-		if live {
-			return 0
-		}
-	} else if n.known && !n.ephemeral(e.Lport) {
-		return 0 // bound to one that connect() never chooses
+		return k, true
 	}
+	return k, !n.known || n.ephemeral(e.Lport) // else bound to one that connect() never chooses
+}
+
+// portGroup returns the number of a group. It may be new.
+func (t *Tracker) portGroup(k portKey, ktime uint64) uint32 {
 	i, ok := t.groupOf[k]
 	if !ok {
 		if l := len(t.freeGroups); l > 0 {
@@ -97,9 +143,11 @@ func (t *Tracker) takePort(i uint32, ktime uint64) {
 	if c.Rport == 0 || c.ports != 0 {
 		return
 	}
-	if c.ports = t.portGroupOf(&c.Ends, c.role, true, ktime); c.ports == 0 {
-		return
+	k, counts := t.portKeyOf(&c.Ends, c.role)
+	if !counts || k.ours {
+		return // of ours, only those in TIME_WAIT are of interest
 	}
+	c.ports = t.portGroup(k, ktime)
 	g := &t.groups[c.ports]
 	g.live++
 	g.roll(ktime)
@@ -127,9 +175,18 @@ func (t *Tracker) keepPort(c *conn, m *minisocket, ktime uint64) {
 		m.ports, c.ports = c.ports, 0
 		t.groups[m.ports].live--
 	} else {
-		m.ports = t.portGroupOf(&m.Ends, m.role, false, ktime)
-		if m.ports == 0 {
+		k, counts := t.portKeyOf(&m.Ends, m.role)
+		if !counts {
 			return
+		}
+		anew := k.ours && t.groupOf[k] == 0
+		if anew && !t.isCrowd(&k) {
+			m.crowd = true
+			return
+		}
+		m.ports = t.portGroup(k, ktime)
+		if anew {
+			t.gather(k, m.ports)
 		}
 		g := &t.groups[m.ports]
 		g.roll(ktime)
@@ -147,6 +204,10 @@ func (t *Tracker) keepPort(c *conn, m *minisocket, ktime uint64) {
 
 // freePort counts it no more.
 func (t *Tracker) freePort(m *minisocket) {
+	if m.crowd {
+		k := portKey{netns: m.Netns, port: m.Lport, far: m.Raddr}
+		t.crowds[k.slot()]--
+	}
 	if m.ports == 0 {
 		return
 	}
@@ -253,14 +314,14 @@ const maxMakers = 8
 // when there is something to say.
 func (t *Tracker) makers(i uint32) []Maker {
 	count := map[uint32]int{}
-	for _, k := range t.minis.byAddr {
-		if m := t.minis.at(k); m.ports == i {
+	for _, m := range t.minis.all() {
+		if m.ports == i {
 			count[m.proc]++
 		}
 	}
 	if t.groups[i].live > 0 {
-		for _, k := range t.table.byAddr {
-			if c := t.table.at(k); c.ports == i {
+		for _, c := range t.table.all() {
+			if c.ports == i {
 				count[c.proc]++
 			}
 		}

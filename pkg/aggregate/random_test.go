@@ -420,7 +420,7 @@ func (r *run) do(t *testing.T, steps int) {
 	if sum := c.Delivered + c.Duplicates + c.TableFull; sum != r.fed {
 		t.Errorf("%d transitions came, %d are accounted for: %+v", r.fed, sum, c)
 	}
-	if len(r.tr.table.byAddr) > r.limit || len(r.tr.minis.byAddr) > r.limit {
+	if r.tr.table.len()+r.tr.minis.len() > r.limit {
 		t.Errorf("tracks %d sockets and %d minisockets, limit %d", len(r.tr.table.byAddr), len(r.tr.minis.byAddr), r.limit)
 	}
 	if n := len(r.tr.starting) + len(r.tr.strays) + len(r.tr.ending); n != 0 {
@@ -491,7 +491,7 @@ func (r *run) tick() {
 	for _, look := range r.tr.Looks() {
 		for _, m := range r.minis {
 			if m.k.addr == look.Skaddr && m.k.cookie == look.Cookie && m.state == events.TimeWait {
-				m.secret = !r.tell(m.event(r.now, 0, m.state, 0))
+				m.secret = !r.tell(m.event(r.now, 0, m.state, events.WhyAgain))
 			}
 		}
 	}
@@ -542,9 +542,7 @@ func (r *run) befall() {
 		r.truth.leaves(m.k.cookie, was, events.TimeWait, r.truth.entered[stateOf{m.k.cookie, was}], r.now)
 		m.state = events.TimeWait
 		r.rearm(m, was)
-	case what < 25 && was == events.TimeWait && !m.secret && r.knows(m):
-		// And again. Of one that the tracker has not heard of, this would look like
-		// its beginning: see TestATimeWaitThatMayHaveBegunEarlierHasNoTime.
+	case what < 25 && was == events.TimeWait && !m.secret: // and again
 		r.rearm(m, was)
 	case what < 27:
 		r.end(n, events.WhyConnect)
@@ -559,18 +557,12 @@ func (r *run) befall() {
 	}
 }
 
-// knows reports whether the tracker has heard of a minisocket.
-func (r *run) knows(m *kin) bool {
-	i := r.tr.minis.find(m.k.addr)
-	return i != 0 && r.tr.minis.at(i).Cookie == m.k.cookie
-}
-
 // rearm sets the timer anew. Timers that stay in their bucket of the wheel do so in
 // silence.
 func (r *run) rearm(m *kin, was events.State) {
 	before, end := m.armed, m.event(r.now, was, events.Close, events.WhyOther)
 	m.arm(r.rng, r.now, timeWaitLen)
-	begin := m.event(r.now, 0, m.state, 0)
+	begin := m.event(r.now, 0, m.state, events.WhyAgain)
 	shown := false
 	switch {
 	case !r.look:
@@ -872,7 +864,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 		}
 		audit(t, tr)
 		c := tr.Counts()
-		if sum := c.Delivered + c.Duplicates + c.TableFull; sum != transitions || len(tr.table.byAddr) > 20 || len(tr.minis.byAddr) > 20 {
+		if sum := c.Delivered + c.Duplicates + c.TableFull; sum != transitions || tr.table.len()+tr.minis.len() > 20 {
 			t.Errorf("%d transitions came: %+v", transitions, c)
 		}
 		out.refuse = 0

@@ -9,25 +9,24 @@ func (t *Tracker) reconcile(complete bool) {
 	for _, n := range t.nets {
 		n.requests, n.counting = n.counting, 0
 	}
-	for _, ev := range t.newcomers {
-		if t.table.find(ev.Skaddr) != 0 {
+	for k := range t.newcomers {
+		ev := &t.newcomers[k]
+		if !t.newcomer[ev.Skaddr] || t.table.find(ev.Skaddr) != 0 || t.full() {
 			continue
 		}
-		if i := t.table.add(ev.Skaddr); i != 0 {
-			t.found(i, &ev)
-			if ev.Fd >= 0 {
-				t.own(i, &ev.Proc, SourceFd)
-			}
-			t.table.at(i).scan = t.scan
-			t.decide(i)
+		i := t.table.add(ev.Skaddr)
+		t.found(i, ev)
+		if ev.Fd >= 0 {
+			t.own(i, &ev.Proc, SourceFd)
 		}
+		t.table.at(i).scan = t.scan
+		t.decide(i)
 	}
 	if !complete || t.scanFrom == 0 {
 		return
 	}
 	var gone []uint32
-	for _, i := range t.table.byAddr {
-		c := t.table.at(i)
+	for i, c := range t.table.all() {
 		switch {
 		case c.scan == t.scan:
 			c.missing = 0
@@ -43,8 +42,7 @@ func (t *Tracker) reconcile(complete bool) {
 		t.vanish(i, t.now)
 	}
 	gone = gone[:0]
-	for _, i := range t.minis.byAddr {
-		m := t.minis.at(i)
+	for i, m := range t.minis.all() {
 		if m.scan == t.scan || m.ended != 0 || m.begun >= t.scanFrom {
 			continue
 		}
@@ -60,8 +58,8 @@ func (t *Tracker) reconcile(complete bool) {
 // expireLostMinis ends minisockets whose end has not come though their time is up.
 func (t *Tracker) expireLostMinis() {
 	var gone []uint32
-	for _, i := range t.minis.byAddr {
-		if m := t.minis.at(i); m.ended == 0 && t.now > m.expires+endMissed {
+	for i, m := range t.minis.all() {
+		if m.ended == 0 && t.now > m.expires+endMissed {
 			gone = append(gone, i)
 		}
 	}

@@ -57,8 +57,7 @@ func (t *Tracker) Summarize() {
 		}
 		return p
 	}
-	for _, i := range t.table.byAddr {
-		c := t.table.at(i)
+	for _, c := range t.table.all() {
 		switch {
 		case c.verdict != yes:
 		case c.state == events.Close:
@@ -77,8 +76,7 @@ func (t *Tracker) Summarize() {
 			}
 		}
 	}
-	for _, i := range t.minis.byAddr {
-		m := t.minis.at(i)
+	for _, m := range t.minis.all() {
 		if m.verdict != yes || m.ended != 0 {
 			continue
 		}

@@ -46,14 +46,19 @@ type minisocket struct {
 	why     events.Why
 
 	verdict verdict
-	linked  bool // its connection is known
-	payload bool // sent and received are
+	linked  bool // its story is settled: it is a connection's, or nobody's
+	silent  bool // its connection may have been told of already, so nothing more is
+	existed bool // it was there before tracing started
+	payload bool // sent and received are known
 	stamped bool
+	crowd   bool  // counted in Tracker.crowds
 	stuck   bool  // a member of a finding
 	missed  bool  // a transition was missed
 	gap     bool  // since the last record
 	missing uint8 // complete scans of all in a row that have not found it
 }
+
+func (m *minisocket) address() uint64 { return m.addr }
 
 // brief is the Spent of a connection that goes into TIME_WAIT, which is never in the
 // other states.
@@ -97,53 +102,65 @@ func (m *minisocket) spend(st events.State, d time.Duration) {
 func (t *Tracker) SeesMinisockets(look bool) { t.seesMinis, t.mustLook = true, look }
 
 // mayBeUnseen reports whether there may be a new minisocket that t does not know.
-func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || len(t.minis.byAddr) >= t.minis.max }
+func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.full() }
+
+// is reports whether an event is of m. A minisocket that had no cookie is given one by
+// whoever asks for it, ss for example.
+func (m *minisocket) is(ev *events.Event) bool {
+	if m.Cookie == ev.Cookie {
+		return true
+	}
+	same := (m.Cookie == 0 || ev.Cookie == 0) && m.Netns == ev.Netns && m.Lport == ev.Lport && m.Rport == ev.Rport &&
+		m.Laddr == ev.Laddr && m.Raddr == ev.Raddr
+	if same && m.Cookie == 0 {
+		m.Cookie = ev.Cookie
+	}
+	return same
+}
 
 // minisocket takes a Minisocket event.
 func (t *Tracker) minisocket(ev *events.Event) {
 	i := t.minis.find(ev.Skaddr)
-	if i != 0 && t.minis.at(i).Cookie != ev.Cookie {
+	if i != 0 && !t.minis.at(i).is(ev) {
 		// The address is another's: the end was missed, or is not settled yet.
 		t.endMini(i)
 		i = 0
 	}
 	switch {
-	case ev.New != events.Close:
-		if i == 0 {
-			if i = t.addMini(ev); i != 0 {
-				t.starting[ev.Cookie] = i
-				t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
-			}
-			return
-		}
-		m := t.minis.at(i)
-		m.ended = 0 // its timer was only set anew
-		m.expires = ev.Ktime + uint64(ev.Left)
-		if ev.New == events.TimeWait {
-			t.finArrived(i)
-		}
-	case i == 0: // it was filtered, or there was no place for it
-	default:
+	case i == 0 && ev.New == events.Close: // it was filtered, or there was no place for it
+	case i == 0:
+		t.addMini(ev)
+	case ev.New == events.Close:
 		m := t.minis.at(i)
 		first := m.ended == 0
 		m.ended, m.endedIn, m.why = ev.Ktime, ev.Old, ev.Why
 		m.expires = ev.Ktime + uint64(ev.Left)
 		switch {
-		case ev.Why != events.WhyUnknown && ev.Why != events.WhyOther:
+		case m.linked && ev.Why != events.WhyUnknown && ev.Why != events.WhyOther:
 			t.endMini(i)
 		case first:
 			t.ending = append(t.ending, waiter{ev.Skaddr, ev.Ktime})
+		}
+	default:
+		m := t.minis.at(i)
+		if !m.linked && m.since == 0 && ev.Ktime <= m.begun && ev.Why != events.WhyAgain {
+			m.since, m.missed = ev.Ktime, false // a scan was ahead of the news
+		}
+		m.ended = 0 // its timer was only set anew
+		m.expires = ev.Ktime + uint64(ev.Left)
+		if ev.New == events.TimeWait {
+			t.finArrived(i)
 		}
 	}
 }
 
 // addMini returns 0 if there is no place.
 func (t *Tracker) addMini(ev *events.Event) uint32 {
-	i := t.minis.add(ev.Skaddr)
-	if i == 0 {
+	if t.full() {
 		t.counts.NoPlace++
 		return 0
 	}
+	i := t.minis.add(ev.Skaddr)
 	*t.minis.at(i) = minisocket{
 		Ends:    Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr},
 		addr:    ev.Skaddr,
@@ -153,6 +170,14 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		state:   ev.New,
 		stamped: ev.Stamped,
 	}
+	if ev.Why == events.WhyAgain {
+		m := t.minis.at(i)
+		m.since, m.missed = 0, true
+	}
+	if ev.Cookie != 0 {
+		t.starting[ev.Cookie] = i
+	}
+	t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
 	if ev.New == events.FinWait2 {
 		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
 	}
@@ -166,6 +191,9 @@ func (t *Tracker) finArrived(i uint32) {
 	if m.state != events.FinWait2 {
 		return
 	}
+	if m.existed {
+		t.adopt(i)
+	}
 	ktime := m.expires - min(uint64(timeWaitLen), m.expires)
 	dwell := Unknown
 	if m.since != 0 {
@@ -176,22 +204,17 @@ func (t *Tracker) finArrived(i uint32) {
 		}
 	}
 	t.unstick(m)
-	m.state = events.TimeWait
+	m.state, m.since = events.TimeWait, ktime
 	if m.linked {
 		m.spend(events.FinWait2, dwell)
-		t.miniTransition(m, ktime, events.FinWait2, dwell)
+		t.miniTransition(m, ktime, events.FinWait2, events.TimeWait, dwell)
 	}
-	m.since = ktime
 }
 
 // miniTransition makes the record of a step that the tracepoint does not show.
-func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old events.State, dwell time.Duration) {
-	if m.verdict != yes {
+func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old, next events.State, dwell time.Duration) {
+	if m.verdict != yes || m.silent {
 		return
-	}
-	next := m.state
-	if old == next {
-		next = events.Close
 	}
 	t.tr = Transition{
 		Ends: m.Ends, Ktime: ktime, Old: old, New: next, Dwell: dwell, Mini: true,
@@ -212,12 +235,20 @@ func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
 }
 
 // handOver gives the story of a connection that is not over to its minisocket. ev is
-// the socket's last transition, or says no more than a time if that was missed.
+// the socket's last transition; if that was missed, no more than a time.
 func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	c, m := t.table.at(i), t.minis.at(to)
 	delete(t.starting, c.Cookie)
 	c.handed = true
 	from, since := c.state, c.since
+	if from != events.FinWait2 && (from != events.Closing || m.state != events.TimeWait) {
+		// More was missed than that.
+		c.spent.add(from, Unknown)
+		since = 0
+		if c.call == CallShutdown {
+			c.call = CallUnknown
+		}
+	}
 	if c.verdict == undecided {
 		t.settle(i)
 	}
@@ -241,12 +272,12 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 		return
 	}
 	dwell := Unknown
-	if since != 0 {
+	if since != 0 && m.since != 0 {
 		m.since = max(m.since, since)
 		dwell = time.Duration(m.since - since)
 	}
 	m.spend(from, dwell)
-	t.miniTransition(m, m.since, from, dwell)
+	t.miniTransition(m, max(m.since, m.begun), from, events.TimeWait, dwell)
 }
 
 // endMini ends the story of a minisocket, and of its connection with it. Its end was
@@ -264,18 +295,18 @@ func (t *Tracker) endMini(i uint32) {
 		if m.since != 0 {
 			dwell = time.Duration(max(m.ended, m.since) - m.since)
 		}
-		t.miniTransition(m, ktime, m.state, dwell)
+		t.miniTransition(m, ktime, m.state, events.Close, dwell)
 	} else {
 		ktime, m.missed = t.now, true
 		t.counts.MissedMinis++
 	}
-	if m.verdict == yes {
+	if m.verdict == yes && !m.silent {
 		t.net(m.Netns).closed++
-		s := m.spent.spent()
-		s.add(m.state, dwell)
+		t.spent = m.spent.spent()
+		t.spent.add(m.state, dwell)
 		t.cn = Connection{
 			Ends: m.Ends, Ktime: ktime, Start: m.start, Role: m.role, Closer: m.closer, CloseCall: m.call,
-			Spent: &s, Ended: ended, Payload: m.payload, Sent: m.sent, Received: m.received,
+			Spent: &t.spent, Ended: ended, Payload: m.payload, Sent: m.sent, Received: m.received,
 			Gap: m.missed, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
 		}
 		if ended {
@@ -288,29 +319,31 @@ func (t *Tracker) endMini(i uint32) {
 
 // how says what has ended the connection, and its time in TIME_WAIT.
 func (m *minisocket) how() (End, TimeWaitEnd) {
-	reused := m.why == events.WhyConnect || m.why == events.WhySyn
+	inTime := m.expires > m.ended
 	if m.state == events.TimeWait {
 		switch {
-		case reused:
+		case m.why == events.WhyConnect || m.why == events.WhySyn:
 			return EndFin, Reused
-		case m.expires > m.ended || m.why == events.WhyReset || m.why == events.WhyKilled:
+		case m.why == events.WhyReset || m.why == events.WhyKilled || inTime && m.why == events.WhyOther:
 			return EndFin, Killed
+		case inTime:
+			return EndFin, TimeWaitEndUnknown
 		}
 		return EndFin, Expired
 	}
+	end := EndUnknown
 	switch {
 	case m.why == events.WhyReset:
-		return EndResetSent, TimeWaitEndUnknown
+		end = EndResetSent
 	case m.why == events.WhyKilled:
-		return EndAborted, TimeWaitEndUnknown
-	case reused:
-		return EndUnknown, TimeWaitEndUnknown
-	case m.expires <= m.ended:
-		return EndTimeout, TimeWaitEndUnknown
+		end = EndAborted
+	case m.why == events.WhyConnect || m.why == events.WhySyn:
+	case !inTime:
+		end = EndTimeout
 	case m.why == events.WhyOther:
-		return EndResetReceived, TimeWaitEndUnknown
+		end = EndResetReceived
 	}
-	return EndUnknown, TimeWaitEndUnknown
+	return end, TimeWaitEndUnknown
 }
 
 func (t *Tracker) dropMini(i uint32) {
@@ -322,11 +355,13 @@ func (t *Tracker) dropMini(i uint32) {
 	t.unstick(m)
 	proc := m.proc
 	t.procs.all[proc].timeWait--
-	t.minis.remove(m.addr, i)
+	t.minis.remove(i)
 	t.procs.release(proc)
 }
 
-// adopt makes do with a minisocket whose connection is not known.
+// adopt makes do with a minisocket whose connection is not known. If it was there
+// before tracing started, that is all there is to know. If not, its connection has been
+// told of as one that ended in FIN_WAIT2, or will be.
 func (t *Tracker) adopt(i uint32) {
 	m := t.minis.at(i)
 	if m.linked {
@@ -335,10 +370,7 @@ func (t *Tracker) adopt(i uint32) {
 	if t.starting[m.Cookie] == i {
 		delete(t.starting, m.Cookie)
 	}
-	m.linked = true
-	if m.state == events.FinWait2 {
-		m.since = 0 // it was there before its minisocket
-	}
+	m.linked, m.silent, m.since = true, !m.existed, 0
 	m.verdict = no
 	if !t.filter.ByProcess() {
 		m.verdict = t.filter.byEnds(&m.Ends, false)
@@ -354,32 +386,28 @@ const strayAfter = uint64(100 * time.Millisecond)
 // findStrays looks for the connections of minisockets that should have come from one:
 // the socket's last transition was missed.
 func (t *Tracker) findStrays(ktime uint64) {
-	strays := 0
-	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(_ waiter, _ uint32, m *minisocket) {
+	var strays []uint32
+	known := false
+	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(_ waiter, i uint32, m *minisocket) {
 		if !m.linked {
-			strays++
+			strays = append(strays, i)
+			known = known || m.Cookie != 0
 		}
 	})
-	if strays == 0 {
-		return
-	}
 	// With a full table, most have no connection here.
-	if len(t.table.byAddr) < t.table.max {
-		for _, i := range t.table.byAddr {
-			c := t.table.at(i)
+	if known && !t.full() {
+		for i, c := range t.table.all() {
 			to := t.starting[c.Cookie]
-			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).since+strayAfter {
+			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).begun+strayAfter {
 				continue
 			}
 			t.miss(c)
-			t.handOver(i, to, &events.Event{Ktime: t.minis.at(to).since})
+			t.handOver(i, to, &events.Event{Ktime: t.minis.at(to).begun})
 			t.enter(i, events.Close)
 		}
 	}
-	for _, i := range t.starting {
-		if ktime >= t.minis.at(i).since+strayAfter {
-			t.adopt(i)
-		}
+	for _, i := range strays {
+		t.adopt(i)
 	}
 }
 
@@ -394,13 +422,24 @@ func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, u
 	return ws[:copy(ws, ws[n:])]
 }
 
-// tickMinis lets time pass for minisockets.
-func (t *Tracker) tickMinis(ktime uint64) {
+// settleEnds believes the ends that nothing has contradicted.
+func (t *Tracker) settleEnds(ktime uint64) {
+	t.again = t.again[:0]
 	t.ending = t.expireMinis(t.ending, ktime, endSettled, func(_ waiter, i uint32, m *minisocket) {
-		if m.ended != 0 && ktime >= m.ended+endSettled {
+		switch {
+		case m.ended == 0:
+		case ktime >= m.ended+endSettled:
 			t.endMini(i)
+		default: // it has begun anew and ended again
+			t.again = append(t.again, waiter{m.addr, m.ended})
 		}
 	})
+	t.ending = append(t.ending, t.again...)
+}
+
+// tickMinis lets time pass for minisockets.
+func (t *Tracker) tickMinis(ktime uint64) {
+	t.settleEnds(ktime)
 	t.findStrays(ktime)
 	t.tickOrphans(ktime)
 

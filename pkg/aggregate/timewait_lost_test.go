@@ -411,10 +411,10 @@ func TestAMinisocketThatEndsAgainBeforeItsEndIsSettledIsForgotten(t *testing.T) 
 // and its socket's end is told once.
 func TestAMinisocketWithoutAPlaceMakesNoFalseTime(t *testing.T) {
 	s := newMiniStory(t, Filter{})
-	s.tr.minis.max = 1
 	s.waits(nth(1))
 	s.closesFirst(client)
 	s.pass(40)
+	s.tr.max = s.tr.Counts().Tracked
 	s.handsOver(client, "F2>C", "F2", with(orphan))
 	s.destroy(client)
 	s.tells(
@@ -444,9 +444,10 @@ func TestAMinisocketWithoutAPlaceMakesNoFalseTime(t *testing.T) {
 // been told of their connections, nobody knows any more.
 func TestAMinisocketWhoseSocketHadNoPlaceIsKept(t *testing.T) {
 	s := newMiniStory(t, Filter{})
-	s.tr.table.max = 1
+	s.tr.max = 1
 	s.step(listen, "C>L", by(1, "srv"))
 	s.closesFirst(client)
+	s.tr.max = 2
 	s.handsOver(client, "F2>C", "TW", with(orphan|events.Done))
 	s.destroy(client)
 	if c := s.tr.Counts(); c.TableFull != 5 || c.Tracked != 2 {

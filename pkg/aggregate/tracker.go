@@ -38,8 +38,9 @@ type Tracker struct {
 	out    Output
 	filter *Filter
 	procs  processes
-	table  table[conn]
-	minis  table[minisocket]
+	table  table[conn, *conn]
+	minis  table[minisocket, *minisocket]
+	max    int // of both together
 	counts Counts
 
 	listeners map[uint64]uint32 // cookie -> listening conn
@@ -58,17 +59,19 @@ type Tracker struct {
 	groups     []portGroup // number 0 is none
 	groupOf    map[portKey]uint32
 	freeGroups []uint32
-	churns     map[churnKey]*churn
-	freeChurns []*churn
-	orphans    []waiter                // minisockets in FIN_WAIT2, oldest first
-	stuck      []uint32                // conns in FIN_WAIT2 that are members of a finding
-	halfClosed []uint32                // those that the scan under way has found to be
-	silent     []uint32                // established, likewise
-	newcomers  map[uint64]events.Event // sockets that a scan has found and that nothing has told of, by address
-	scanFrom   uint64                  // Ktime of the first row of the scan under way; 0: none yet
-	scannedAll uint64                  // when the last scan of all sockets in all network namespaces was over
-	summarized uint64                  // when the last summary was made, or tracing began
-	urgent     bool                    // a finding cannot wait for the next Tick
+	crowds     *[crowdSlots]uint16 // minisockets that have no group, by slot
+	churns     []*churn
+	churnOf    map[churnKey]*churn
+	orphans    []waiter        // minisockets in FIN_WAIT2, oldest first
+	stuck      []uint32        // conns in FIN_WAIT2 that are members of a finding
+	halfClosed []uint32        // those that the scan under way has found to be
+	silent     []uint32        // established, likewise
+	newcomers  []events.Event  // sockets that a scan has found and that nothing has told of
+	newcomer   map[uint64]bool // those of them that are still there
+	scanFrom   uint64          // Ktime of the first row of the scan under way; 0: none yet
+	scannedAll uint64          // when the last scan of all sockets in all network namespaces was over
+	summarized uint64          // when the last summary was made, or tracing began
+	urgent     bool            // a finding cannot wait for the next Tick
 
 	thresholds     events.Thresholds
 	closeWaitAfter uint64 // of thresholds
@@ -92,11 +95,13 @@ type Tracker struct {
 	starting  map[uint64]uint32        // cookie -> minisocket whose socket has not said CLOSE yet
 	strays    []waiter                 // minisockets that may have no socket, oldest first
 	ending    []waiter                 // minisockets that seem to have ended, oldest first
+	again     []waiter                 // reused
 	lookAt    [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
 	looks     []events.Look
 
-	tr Transition // reused: one record is under way at a time
-	cn Connection
+	spent Spent // reused, as the next two: one record is under way at a time
+	tr    Transition
+	cn    Connection
 }
 
 // A waiter is a connection or a minisocket that something is done about later, if it
@@ -112,8 +117,9 @@ func NewTracker(out Output, filter *Filter, maxSockets int, th events.Thresholds
 		out:       out,
 		filter:    filter,
 		procs:     newProcesses(filter),
-		table:     newTable[conn](maxSockets),
-		minis:     newTable[minisocket](maxSockets),
+		table:     newTable[conn, *conn](),
+		minis:     newTable[minisocket, *minisocket](),
+		max:       maxSockets,
 		listeners: map[uint64]uint32{},
 		held:      map[uint32][]Transition{},
 		starting:  map[uint64]uint32{},
@@ -124,8 +130,9 @@ func NewTracker(out Output, filter *Filter, maxSockets int, th events.Thresholds
 		nets:      map[uint32]*network{},
 		groups:    make([]portGroup, 1),
 		groupOf:   map[portKey]uint32{},
-		churns:    map[churnKey]*churn{},
-		newcomers: map[uint64]events.Event{},
+		crowds:    new([crowdSlots]uint16),
+		churnOf:   map[churnKey]*churn{},
+		newcomer:  map[uint64]bool{},
 	}
 	t.SetThresholds(th)
 	return t
@@ -139,10 +146,13 @@ func (t *Tracker) SetThresholds(th events.Thresholds) {
 // Counts returns the books as they stand.
 func (t *Tracker) Counts() Counts {
 	c := t.counts
-	c.Tracked = len(t.table.byAddr) + len(t.minis.byAddr)
+	c.Tracked = t.table.len() + t.minis.len()
 	c.Hidden = len(t.procs.hidden)
 	return c
 }
+
+// full reports whether there is no place for another socket or minisocket.
+func (t *Tracker) full() bool { return t.table.len()+t.minis.len() >= t.max }
 
 // Want says what the tracker needs to see.
 type Want uint8
@@ -358,6 +368,12 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			t.counts.Duplicates++
 			return 0, false
 		}
+		if c.handed && ev.New == events.Close && c.state == events.Close {
+			// It was given up too early: this is what was missed.
+			t.counts.Missed--
+			t.counts.Delivered++
+			return 0, false
+		}
 		// Events come in the order in which they were submitted, on two CPUs not
 		// quite in the order of time: one from before the moment at which the
 		// first scan found the socket may come after that.
@@ -372,6 +388,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			}
 			t.enter(i, ev.Old)
 			t.clearSuspect(i)
+			t.givePort(c)
 			c.begin(ev)
 			t.begun(i, ev)
 			return i, true
@@ -389,10 +406,11 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			return i, true
 		}
 	}
-	if i = t.table.add(ev.Skaddr); i == 0 {
+	if t.full() {
 		t.counts.TableFull++
 		return 0, false
 	}
+	i = t.table.add(ev.Skaddr)
 	c := t.table.at(i)
 	c.begin(ev)
 	c.state = events.Close // for the moment
@@ -506,8 +524,8 @@ func payload(ev *events.Event) uint64 {
 
 // destroy takes the socket out of the table: its address may be used again.
 func (t *Tracker) destroy(ev *events.Event) {
-	if len(t.newcomers) > 0 {
-		delete(t.newcomers, ev.Skaddr)
+	if len(t.newcomer) > 0 {
+		delete(t.newcomer, ev.Skaddr)
 	}
 	i := t.lookup(ev)
 	if i == 0 {
@@ -550,5 +568,5 @@ func (t *Tracker) drop(i uint32) {
 	t.enter(i, events.Close)
 	t.clearSuspect(i)
 	t.setOwner(i, Owner{})
-	t.table.remove(c.skaddr, i)
+	t.table.remove(i)
 }

@@ -198,7 +198,7 @@ func TestOneSocketCanCarryTwoConnections(t *testing.T) {
 
 func TestAFullTableIsCountedAndForgetsNobody(t *testing.T) {
 	s := newStory(t, Filter{})
-	s.tr.table.max = 1
+	s.tr.max = 1
 	s.steps(client, "C>SS SS>E", by(2, "cli"))
 	s.steps(server, "L>SR SR>E")
 	s.said = nil

@@ -148,6 +148,7 @@ const (
 	WhyReset       // what its peer has sent was answered with a reset
 	WhyKilled      // by ss -K (SOCK_DESTROY), or with its network namespace
 	WhyOther       // none of these: its time is up, or a reset has come
+	WhyAgain       // of a beginning: it is none, its timer was set anew
 )
 
 // Look names a Minisocket.
