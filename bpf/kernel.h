@@ -164,6 +164,9 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct {
+		__u32 lrcvtime; /* jiffies of the last segment with data */
+	} icsk_ack;
 	__u32 icsk_user_timeout;
 };
 

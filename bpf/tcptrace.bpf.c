@@ -959,7 +959,10 @@ static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state)
 		now_us = bpf_ktime_get_ns() / 1000;
 		return now_us > tp->tcp_mstamp + 1 ? (now_us - tp->tcp_mstamp - 1) * 1000 : 0;
 	}
+	/* Data that is just what was expected does not count as one with an ACK. */
 	ticks = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
+	if (ticks > (__u32)bpf_jiffies64() - tp->inet_conn.icsk_ack.lrcvtime)
+		ticks = (__u32)bpf_jiffies64() - tp->inet_conn.icsk_ack.lrcvtime;
 	return tp->rcv_tstamp && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
 }
 

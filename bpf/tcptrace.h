@@ -75,8 +75,8 @@ struct accept {
  * no descriptor was looked up for (fd -1). tr.ev.oldstate = newstate = state. */
 struct socket_row {
 	struct transition tr;
-	/* At least so long in its state, or since the last segment with an ACK, which
-	 * cannot be longer ago than that; 0: unknown. */
+	/* At least so long in its state, or since the last segment, which cannot be
+	 * longer ago than that; 0: unknown. */
 	__u64 quiet_ns;
 	__u64 unsent_ns; /* since data was sent last, cut to jiffies */
 	__s32 fd;

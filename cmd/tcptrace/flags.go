@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -437,6 +438,14 @@ func ringBytes(s string) (int, error) {
 		return 0, usagef("--ring-size %q: not a power of two from %d to 1024M (default %dM)", s, page, probe.DefaultRingBytes>>20)
 	}
 	return int(n), nil
+}
+
+// bounded is over when --duration is, counted from now.
+func (c *config) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.duration > 0 {
+		return context.WithTimeout(ctx, c.duration)
+	}
+	return ctx, func() {}
 }
 
 // String shows the effective filter for the debug log.

@@ -60,6 +60,8 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 		return err
 	}
 	r.log.Info("tracing", zap.Int("sockets", p.tracker.Counts().Tracked))
+	ctx, cancel := cfg.bounded(ctx)
+	defer cancel()
 	if err := r.loop(ctx); err != nil {
 		return err
 	}
@@ -189,11 +191,12 @@ func (r *runner) event(raw []byte) error {
 	return r.sink.Event(raw)
 }
 
-// introduce tells in which container a process is.
+// introduce tells in which container a process is, and which program it runs.
 func (r *runner) introduce(pid uint32) error {
 	// Of one that has gone nothing can be known any more.
 	id, _ := r.proc.Container(pid)
-	return r.sink.Details(&events.Details{Pid: pid, Container: id})
+	exe, _ := r.proc.Exe(pid)
+	return r.sink.Details(&events.Details{Pid: pid, Container: id, Exe: exe})
 }
 
 // describe tells all of what /proc says of these processes.
@@ -289,6 +292,12 @@ func (r *runner) summarize(now time.Time) error {
 		took := cpuTime() - begun
 		r.nextAll = time.Now().Add(restAfterAll * took)
 		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", complete))
+	}
+	if err := r.catchUp(); err != nil {
+		return err
+	}
+	if err := r.clock(); err != nil {
+		return err
 	}
 	r.pipe.tracker.Summarize()
 	for !r.nextSummary.After(now) {

@@ -30,11 +30,6 @@ func newLogger(w io.Writer, verbose bool) *zap.Logger {
 func stream(ctx context.Context, e env, cfg *config) error {
 	log := newLogger(e.stderr, cfg.verbose)
 	log.Debug("filter", zap.Stringer("filter", cfg))
-	if cfg.duration > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, cfg.duration)
-		defer cancel()
-	}
 	from := live
 	if cfg.replay != "" {
 		from = replay
@@ -82,6 +77,8 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 		return fmt.Errorf("--replay: %w", err)
 	}
 	defer func() { _ = f.Close() }()
+	ctx, cancel := cfg.bounded(ctx)
+	defer cancel()
 	p.begin()
 	p.out.patience = ctx.Done() // a recording can wait for a slow reader
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})

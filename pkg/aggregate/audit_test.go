@@ -100,16 +100,31 @@ func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]in
 // auditGroups checks the ports that are counted, and what else refers to processes.
 func auditGroups(t *testing.T, tr *Tracker) {
 	t.Helper()
-	var live, waiting, plain = map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}
+	var live, waiting, orphans, plain = map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}
+	crowds := [crowdSlots]uint16{}
 	for _, i := range tr.table.byAddr {
 		live[tr.table.at(i).ports]++
 	}
 	for _, i := range tr.minis.byAddr {
 		m := tr.minis.at(i)
 		waiting[m.ports]++
-		if !m.stamped {
+		switch {
+		case m.state == events.FinWait2:
+			orphans[m.ports]++
+		case !m.stamped:
 			plain[m.ports]++
 		}
+		if m.crowd {
+			k := portKey{netns: m.Netns, port: m.Lport, far: m.Raddr}
+			crowds[k.slot()]++
+		}
+	}
+	if crowds != *tr.crowds {
+		t.Error("the minisockets without a port group are not those that are counted by slot")
+	}
+	rates := map[uint32]bool{0: true}
+	for _, i := range tr.freeRates {
+		rates[i] = true
 	}
 	free := map[uint32]bool{0: true}
 	for _, i := range tr.freeGroups {
@@ -123,9 +138,14 @@ func auditGroups(t *testing.T, tr *Tracker) {
 			}
 			continue
 		}
-		if g.live != live[i] || g.waiting != waiting[i] || g.plain != plain[i] || tr.groupOf[g.key] != i {
-			t.Errorf("port group %d: %d live, %d waiting, %d plain; want %d, %d, %d", i, g.live, g.waiting, g.plain, live[i], waiting[i], plain[i])
+		if g.live != live[i] || g.waiting != waiting[i] || g.orphans != orphans[i] || g.plain != plain[i] || tr.groupOf[g.key] != i {
+			t.Errorf("port group %d: %d live, %d waiting, %d orphans, %d plain; want %d, %d, %d, %d",
+				i, g.live, g.waiting, g.orphans, g.plain, live[i], waiting[i], orphans[i], plain[i])
 		}
+		if g.rate != 0 && rates[g.rate] {
+			t.Errorf("port group %d: its rate %d is free, or another's", i, g.rate)
+		}
+		rates[g.rate] = true
 		if g.live+g.waiting == 0 && g.finding == noFinding {
 			t.Errorf("port group %d: empty, want it free", i)
 		}
@@ -167,6 +187,11 @@ func auditProcesses(t *testing.T, tr *Tracker, owned, held, made map[uint32]int)
 	}
 	for k := range tr.churnOf {
 		pins[k.proc]++
+	}
+	for _, n := range tr.nets {
+		for proc := range n.by {
+			pins[proc]++
+		}
 	}
 	contained := 0
 	free := map[uint32]bool{}

@@ -101,7 +101,7 @@ func (t *Tracker) forget(n uint32) {
 	t.procs.release(f.proc)
 	if f.group != 0 {
 		t.groups[f.group].finding = noFinding
-		t.leaveGroup(f.group)
+		t.forgetGroup(f.group)
 	}
 }
 

@@ -17,13 +17,14 @@ const overflowOver = uint64(time.Minute)
 type network struct {
 	events.Network
 	known   bool
-	wanted  bool   // what it allows has to be looked up
-	at      uint64 // when it was
-	base    uint64 // TimeWaitSkipped when it was first looked up
-	seen    uint64 // connections that seem to have skipped TIME_WAIT
-	skipped uint64 // TimeWaitSkipped since then
-	grown   uint64 // when that was more than before
-	busy    bool   // it has port groups worth a look
+	wanted  bool           // what it allows has to be looked up
+	at      uint64         // when it was
+	base    uint64         // TimeWaitSkipped when it was first looked up
+	seen    uint64         // connections that seem to have skipped TIME_WAIT, and
+	by      map[uint32]int // who had them
+	skipped uint64         // TimeWaitSkipped since then
+	grown   uint64         // when that was more than before
+	busy    bool           // it has port groups worth a look
 
 	// In the interval of the summary.
 	opened, closed uint64
@@ -81,18 +82,38 @@ func (t *Tracker) skipTimeWait(c *conn) {
 	n := t.net(c.Netns)
 	n.wanted = true
 	n.seen++
-	if q := t.procs.all[c.proc]; c.proc != nobody {
-		q.skipped++
+	if c.proc == nobody {
+		return
 	}
+	if n.by == nil {
+		n.by = map[uint32]int{}
+	}
+	if n.by[c.proc] == 0 {
+		t.procs.all[c.proc].pins++
+	}
+	n.by[c.proc]++
+}
+
+// acquit forgets who had connections that seem to have skipped TIME_WAIT.
+func (t *Tracker) acquit(n *network) {
+	for proc := range n.by {
+		t.procs.all[proc].pins--
+		t.procs.release(proc)
+	}
+	n.by = nil
 }
 
 // overflow finds out whether connections skip TIME_WAIT in a network namespace.
 func (t *Tracker) overflow(n *network) {
 	s := subject{kind: TimeWaitOverflow, netns: n.Netns}
+	if n.grown == 0 {
+		t.acquit(n) // something else has kept them from it
+	}
 	switch {
 	case n.grown == 0 || t.filter.Netns != 0 && t.filter.Netns != n.Netns:
 	case t.now >= n.grown+overflowOver:
 		n.grown = 0
+		t.acquit(n)
 		t.close(s)
 	default:
 		f := t.findings[t.open(s)]
@@ -111,7 +132,7 @@ func (t *Tracker) forgetNetworks() {
 		used[m.Netns] = true
 	}
 	for inode, n := range t.nets {
-		if !used[inode] && n.grown == 0 && n.opened == 0 && n.closed == 0 {
+		if !used[inode] && n.grown == 0 && n.by == nil && n.opened == 0 && n.closed == 0 {
 			delete(t.nets, inode)
 		}
 	}

@@ -285,7 +285,7 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 		t.listeners[ev.Cookie] = i
 	}
 	if ev.New != events.Close {
-		t.takePort(i, ev.Ktime)
+		t.takePort(c)
 	}
 	if !t.scanDone {
 		t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})

@@ -127,8 +127,10 @@ func (t *Tracker) peerEvidence(f *finding) *PeerEvidence {
 	}
 	peers := map[uint32]int{}
 	for _, c := range t.table.all() {
+		// Our FIN is acknowledged, so the other end is in CLOSE_WAIT. Every network
+		// namespace has its own loopback.
 		cookie, ok := mine[c.ends()]
-		if !ok || c.state == events.Close {
+		if !ok || c.state != events.CloseWait || c.Netns != k.netns && (c.Laddr.Netip().IsLoopback() || c.Raddr.Netip().IsLoopback()) {
 			continue
 		}
 		peers[c.proc]++

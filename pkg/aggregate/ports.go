@@ -31,31 +31,121 @@ type portGroup struct {
 	key     portKey
 	live    uint32 // connections; of ours, they are not counted
 	waiting uint32 // minisockets
-	plain   uint32 // of these, those without timestamps: no connect() takes their ports
+	orphans uint32 // of these, in FIN_WAIT2
+	plain   uint32 // of those in TIME_WAIT, without timestamps: no connect() takes their ports
 	finding uint32
-	since   uint64 // Ktime at which the first came
+	rate    uint32 // in Tracker.rates; 0: none, as long as there are few
 	asked   uint64 // Ktime at which the filter was last found not to ask for any of its processes
-
-	// By second, the last one of which something is known and the one before.
-	second  uint64
-	taken   [2]uint32
-	given   [2]uint32 // back
-	entered [2]uint32 // TIME_WAIT
 }
 
-func (g *portGroup) roll(ktime uint64) {
-	s := ktime / uint64(time.Second)
+// enter counts a minisocket that is in its state from now on.
+func (g *portGroup) enter(m *minisocket) {
 	switch {
-	case s <= g.second:
-	case s == g.second+1:
-		g.taken = [2]uint32{0, g.taken[0]}
-		g.given = [2]uint32{0, g.given[0]}
-		g.entered = [2]uint32{0, g.entered[0]}
-		g.second = s
-	default:
-		g.taken, g.given, g.entered = [2]uint32{}, [2]uint32{}, [2]uint32{}
-		g.second = s
+	case m.state == events.FinWait2:
+		g.orphans++
+	case !m.stamped:
+		g.plain++
 	}
+}
+
+// leave counts it no more.
+func (g *portGroup) leave(m *minisocket) {
+	switch {
+	case m.state == events.FinWait2:
+		g.orphans--
+	case !m.stamped:
+		g.plain--
+	}
+}
+
+// rate is what happened in a group within the last second, by tenths of one.
+type rate struct {
+	slot    uint64
+	taken   [rateSlots]uint32 // connections begun
+	given   [rateSlots]uint32 // ports given back
+	entered [rateSlots]uint32 // TIME_WAITs begun
+}
+
+const (
+	rateSlots = 11 // the one under way, and a second before it
+	slotLen   = uint64(100 * time.Millisecond)
+	second    = uint64(time.Second)
+)
+
+// count adds one to a row, for what has happened at ktime.
+func (r *rate) count(row *[rateSlots]uint32, ktime uint64) {
+	r.roll(ktime)
+	if back := r.slot - ktime/slotLen; back < rateSlots {
+		row[back]++
+	}
+}
+
+func (r *rate) roll(ktime uint64) {
+	slot := ktime / slotLen
+	if slot <= r.slot {
+		return
+	}
+	by := min(slot-r.slot, rateSlots)
+	r.slot = slot
+	for _, row := range []*[rateSlots]uint32{&r.taken, &r.given, &r.entered} {
+		copy(row[by:], row[:])
+		clear(row[:by])
+	}
+}
+
+func sum(row *[rateSlots]uint32) (n uint32) {
+	for _, k := range row {
+		n += k
+	}
+	return n
+}
+
+// perSecond returns how many a second a row has, at ktime. What has just begun has not
+// gone on for a second.
+func (r *rate) perSecond(row *[rateSlots]uint32, ktime uint64) float64 {
+	r.roll(ktime)
+	oldest := rateSlots - 1
+	for n := sum(row); n > rateSlots && oldest > 0 && row[oldest] == 0; oldest-- {
+	}
+	return float64(sum(row)) / time.Duration(ktime%slotLen+uint64(oldest)*slotLen+1).Seconds()
+}
+
+// watchRate begins to keep the rate of a group, with what is known of the last second.
+func (t *Tracker) watchRate(i uint32) {
+	n := uint32(len(t.rates))
+	if l := len(t.freeRates); l > 0 {
+		n, t.freeRates = t.freeRates[l-1], t.freeRates[:l-1]
+	} else {
+		t.rates = append(t.rates, rate{})
+	}
+	t.groups[i].rate = n
+	r := &t.rates[n]
+	*r = rate{slot: t.now / slotLen}
+	for _, m := range t.minis.all() {
+		if m.ports != i {
+			continue
+		}
+		if m.start != 0 {
+			r.count(&r.taken, m.start)
+		}
+		if m.state == events.TimeWait {
+			r.count(&r.entered, m.enteredTimeWait())
+		}
+	}
+	for _, c := range t.table.all() {
+		if c.ports == i && c.start != 0 {
+			r.count(&r.taken, c.start)
+		}
+	}
+}
+
+// enteredTimeWait returns when the minisocket came into TIME_WAIT, as far as its timer
+// tells.
+func (m *minisocket) enteredTimeWait() uint64 {
+	if m.since != 0 {
+		return m.since
+	}
+	return m.expires - min(uint64(timeWaitLen), m.expires)
 }
 
 // A server has as many groups as peers, and in nearly all of them nothing but a few
@@ -86,9 +176,7 @@ func (t *Tracker) gather(k portKey, i uint32) {
 			m.crowd, m.ports = false, i
 			t.crowds[k.slot()]--
 			t.groups[i].waiting++
-			if !m.stamped {
-				t.groups[i].plain++
-			}
+			t.groups[i].enter(m)
 		}
 	}
 }
@@ -122,7 +210,7 @@ func (t *Tracker) portKeyOf(e *Ends, role Role) (portKey, bool) {
 }
 
 // portGroup returns the number of a group. It may be new.
-func (t *Tracker) portGroup(k portKey, ktime uint64) uint32 {
+func (t *Tracker) portGroup(k portKey) uint32 {
 	i, ok := t.groupOf[k]
 	if !ok {
 		if l := len(t.freeGroups); l > 0 {
@@ -131,15 +219,14 @@ func (t *Tracker) portGroup(k portKey, ktime uint64) uint32 {
 			i = uint32(len(t.groups))
 			t.groups = append(t.groups, portGroup{})
 		}
-		t.groups[i] = portGroup{key: k, since: ktime}
+		t.groups[i] = portGroup{key: k}
 		t.groupOf[k] = i
 	}
 	return i
 }
 
 // takePort counts a connection that begins, or that a scan has found.
-func (t *Tracker) takePort(i uint32, ktime uint64) {
-	c := t.table.at(i)
+func (t *Tracker) takePort(c *conn) {
 	if c.Rport == 0 || c.ports != 0 {
 		return
 	}
@@ -147,11 +234,13 @@ func (t *Tracker) takePort(i uint32, ktime uint64) {
 	if !counts || k.ours {
 		return // of ours, only those in TIME_WAIT are of interest
 	}
-	c.ports = t.portGroup(k, ktime)
+	c.ports = t.portGroup(k)
 	g := &t.groups[c.ports]
 	g.live++
-	g.roll(ktime)
-	g.taken[0]++
+	if g.rate != 0 && c.start != 0 {
+		r := &t.rates[g.rate]
+		r.count(&r.taken, c.start)
+	}
 	t.weighPorts(c.ports)
 }
 
@@ -160,17 +249,15 @@ func (t *Tracker) givePort(c *conn) {
 	if c.ports == 0 {
 		return
 	}
-	g := &t.groups[c.ports]
-	g.live--
-	g.roll(t.now)
-	g.given[0]++
-	t.leaveGroup(c.ports)
+	i := c.ports
 	c.ports = 0
+	t.groups[i].live--
+	t.leaveGroup(i)
 }
 
 // keepPort counts a port that goes over from a connection to its minisocket; c is nil
 // if that is not known.
-func (t *Tracker) keepPort(c *conn, m *minisocket, ktime uint64) {
+func (t *Tracker) keepPort(c *conn, m *minisocket) {
 	if c != nil && c.ports != 0 {
 		m.ports, c.ports = c.ports, 0
 		t.groups[m.ports].live--
@@ -184,22 +271,38 @@ func (t *Tracker) keepPort(c *conn, m *minisocket, ktime uint64) {
 			m.crowd = true
 			return
 		}
-		m.ports = t.portGroup(k, ktime)
+		m.ports = t.portGroup(k)
 		if anew {
 			t.gather(k, m.ports)
 		}
-		g := &t.groups[m.ports]
-		g.roll(ktime)
-		g.taken[0]++
+		if g := &t.groups[m.ports]; g.rate != 0 && m.start != 0 {
+			r := &t.rates[g.rate]
+			r.count(&r.taken, m.start)
+		}
 	}
 	g := &t.groups[m.ports]
 	g.waiting++
-	if !m.stamped {
-		g.plain++
+	g.enter(m)
+	if g.rate != 0 && m.state == events.TimeWait {
+		r := &t.rates[g.rate]
+		r.count(&r.entered, m.enteredTimeWait())
 	}
-	g.roll(ktime)
-	g.entered[0]++
 	t.weighPorts(m.ports)
+}
+
+// portWaits notes that a minisocket goes from FIN_WAIT2 to TIME_WAIT; its state is the
+// new one already.
+func (t *Tracker) portWaits(m *minisocket) {
+	if m.ports == 0 {
+		return
+	}
+	g := &t.groups[m.ports]
+	g.orphans--
+	g.enter(m)
+	if g.rate != 0 {
+		r := &t.rates[g.rate]
+		r.count(&r.entered, m.enteredTimeWait())
+	}
 }
 
 // freePort counts it no more.
@@ -213,32 +316,44 @@ func (t *Tracker) freePort(m *minisocket) {
 	}
 	g := &t.groups[m.ports]
 	g.waiting--
-	if !m.stamped {
-		g.plain--
-	}
-	g.roll(t.now)
-	g.given[0]++
+	g.leave(m)
 	t.leaveGroup(m.ports)
 }
 
 func (t *Tracker) leaveGroup(i uint32) {
 	g := &t.groups[i]
+	if g.rate != 0 {
+		r := &t.rates[g.rate]
+		r.count(&r.given, t.now)
+	}
 	if g.finding != noFinding {
 		t.weighPorts(i)
 	}
-	if g.live == 0 && g.waiting == 0 && g.finding == noFinding {
-		delete(t.groupOf, g.key)
-		*g = portGroup{}
-		t.freeGroups = append(t.freeGroups, i)
+	t.forgetGroup(i)
+}
+
+// forgetGroup lets go of a group that has nothing any more.
+func (t *Tracker) forgetGroup(i uint32) {
+	g := &t.groups[i]
+	if g.live > 0 || g.waiting > 0 || g.finding != noFinding {
+		return
 	}
+	delete(t.groupOf, g.key)
+	if g.rate != 0 {
+		t.freeRates = append(t.freeRates, g.rate)
+	}
+	*g = portGroup{}
+	t.freeGroups = append(t.freeGroups, i)
 }
 
 // used is how many ports of the group a connect() cannot have now.
 func (t *Tracker) used(g *portGroup) int {
 	n := t.net(g.key.netns)
-	if !g.key.ours && n.reuses(&g.key.near, &g.key.far) {
-		// Those that have been waiting for more than a second are free to it.
-		return int(g.live + max(g.plain, min(g.waiting, g.entered[0]+g.entered[1])))
+	if g.rate != 0 && !g.key.ours && n.reuses(&g.key.near, &g.key.far) {
+		// Those that have been in TIME_WAIT for more than a second are free to it.
+		r := &t.rates[g.rate]
+		r.roll(t.now)
+		return int(g.live + g.orphans + max(g.plain, min(g.waiting-g.orphans, sum(&r.entered))))
 	}
 	return int(g.live + g.waiting)
 }
@@ -257,13 +372,15 @@ func (t *Tracker) weighPorts(i uint32) {
 		return
 	}
 	n.busy = true
-	g.roll(t.now)
+	if g.rate == 0 {
+		t.watchRate(i)
+	}
 	used = t.used(g)
 	switch {
 	case used*100 >= total*percent:
 		if g.finding == noFinding {
 			if t.filter.ByProcess() {
-				if t.now < g.asked+uint64(time.Second) {
+				if t.now < g.asked+second {
 					return
 				}
 				if g.asked = t.now; len(t.makers(i)) == 0 {
@@ -361,20 +478,15 @@ type PortsEvidence struct {
 // portsEvidence draws the sum of a group.
 func (t *Tracker) portsEvidence(i uint32) *PortsEvidence {
 	g := &t.groups[i]
-	g.roll(t.now)
+	r := &t.rates[g.rate]
 	n := t.net(g.key.netns)
 	e := &PortsEvidence{
 		Laddr: g.key.near, Raddr: g.key.far, Port: g.key.port, Ours: g.key.ours,
 		Total: n.ports(), Live: int(g.live), TimeWait: int(g.waiting), Exhausted: Unknown,
 		Reuses: !g.key.ours && n.reuses(&g.key.near, &g.key.far), Network: n.Network, Makers: t.makers(i),
+		PerSecond: r.perSecond(&r.taken, t.now),
 	}
-	// The second under way, and the one before it.
-	over := time.Duration(t.now%uint64(time.Second)) + time.Second
-	if age := time.Duration(t.now - min(g.since, t.now)); age < over {
-		over = max(age, time.Millisecond)
-	}
-	e.PerSecond = float64(g.taken[0]+g.taken[1]) / over.Seconds()
-	growth := e.PerSecond - float64(g.given[0]+g.given[1])/over.Seconds()
+	growth := e.PerSecond - r.perSecond(&r.given, t.now)
 	if left := e.Total - t.used(g); growth > 0 && !e.Reuses {
 		e.Exhausted = time.Duration(float64(max(left, 0)) / growth * float64(time.Second))
 	}

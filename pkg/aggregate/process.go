@@ -23,7 +23,6 @@ type process struct {
 	findings                int    // that are open
 	pins                    int    // other things that refer to it
 	lastEntered, lastClosed uint64 // of history, at the last summary
-	skipped                 int    // connections that should have gone into TIME_WAIT and have not
 }
 
 // nobody is the process that owns what no process is known to own.

@@ -202,13 +202,7 @@ func (t *Tracker) evidence(f *finding, r *Finding) {
 		e.Ports = t.portsEvidence(f.group)
 		t.accuseFirst(r, e.Ports.Makers)
 	case TimeWaitOverflow:
-		count := map[uint32]int{}
-		for n, q := range t.procs.all {
-			if q != nil && q.skipped > 0 {
-				count[uint32(n)] = q.skipped
-			}
-		}
-		e.Makers = t.rank(count, true)
+		e.Makers = t.rank(t.net(f.netns).by, true)
 		t.accuseFirst(r, e.Makers)
 	}
 }

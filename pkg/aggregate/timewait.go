@@ -205,6 +205,7 @@ func (t *Tracker) finArrived(i uint32) {
 	}
 	t.unstick(m)
 	m.state, m.since = events.TimeWait, ktime
+	t.portWaits(m)
 	if m.linked {
 		m.spend(events.FinWait2, dwell)
 		t.miniTransition(m, ktime, events.FinWait2, events.TimeWait, dwell)
@@ -265,7 +266,7 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	}
 	m.proc = c.proc
 	t.procs.all[m.proc].timeWait++
-	t.keepPort(c, m, ev.Ktime)
+	t.keepPort(c, m)
 
 	if m.state == events.FinWait2 {
 		m.since = since
@@ -376,7 +377,7 @@ func (t *Tracker) adopt(i uint32) {
 		m.verdict = t.filter.byEnds(&m.Ends, false)
 	}
 	t.procs.all[nobody].timeWait++
-	t.keepPort(nil, m, t.now)
+	t.keepPort(nil, m)
 }
 
 // strayAfter is when a minisocket whose socket has not been heard of is looked into:

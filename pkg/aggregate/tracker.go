@@ -59,6 +59,8 @@ type Tracker struct {
 	groups     []portGroup // number 0 is none
 	groupOf    map[portKey]uint32
 	freeGroups []uint32
+	rates      []rate // likewise
+	freeRates  []uint32
 	crowds     *[crowdSlots]uint16 // minisockets that have no group, by slot
 	churns     []*churn
 	churnOf    map[churnKey]*churn
@@ -130,6 +132,7 @@ func NewTracker(out Output, filter *Filter, maxSockets int, th events.Thresholds
 		nets:      map[uint32]*network{},
 		groups:    make([]portGroup, 1),
 		groupOf:   map[portKey]uint32{},
+		rates:     make([]rate, 1),
 		crowds:    new([crowdSlots]uint16),
 		churnOf:   map[churnKey]*churn{},
 		newcomer:  map[uint64]bool{},
@@ -253,6 +256,9 @@ func (t *Tracker) transition(ev *events.Event) {
 	t.counts.Delivered++
 	c := t.table.at(i)
 	c.learn(ev)
+	if ev.New == events.SynSent {
+		t.takePort(c)
+	}
 	t.attribute(i, ev)
 
 	// A transition into the same state ends nothing (close() after
@@ -436,7 +442,6 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 	switch {
 	case ev.New == events.SynSent:
 		c.role = Client
-		t.takePort(i, ev.Ktime)
 	case ev.New == events.Listen:
 		if ev.Cookie != 0 {
 			t.listeners[ev.Cookie] = i
