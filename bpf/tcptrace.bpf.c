@@ -16,8 +16,8 @@
  *   destroy_sock                 a socket's memory is released
  *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
  *   process_fork                 who is whose child
- *   timewait_*, timer_*          minisockets: TIME_WAIT, and FIN_WAIT2 without a process; the
- *                                agent attaches the former or the latter
+ *   timewait_*                   minisockets: TIME_WAIT, and FIN_WAIT2 without a process
+ *   timer_*                      the same where functions cannot be traced
  * and those that the agent runs:
  *   dump_tcp, dump_files         sockets that exist, and who holds them
  *   look_timewait                what has become of some minisockets
@@ -359,8 +359,7 @@ static __always_inline void copy_owner(struct transition *e, int newstate)
 }
 
 /* The socket that a task is in connect() with, by its PID's low bits: two that
- * share a place at once hide each other. Written by emit, read when a minisocket
- * ends. */
+ * share a place at once hide each other. Written by emit, read by timer_ends. */
 struct connecting {
 	__u64 task;
 	__u64 skaddr;
@@ -621,6 +620,7 @@ __u8 sees_packets;
 /* What a packet does to a minisocket, on this CPU. */
 struct packet {
 	__u64 twaddr; /* the minisocket that it was for; 0: none */
+	__u64 ktime;  /* when it came */
 	__u8 why;
 	__u8 tries;            /* timers that may be the one of a connection in place of ended */
 	struct timewait ended; /* by a packet, it seems */
@@ -761,7 +761,50 @@ static __always_inline __s64 ticks_left(const struct timer_list *timer)
 	return timer->expires - bpf_jiffies64();
 }
 
-static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, struct packet *p)
+/* The same where functions can be traced, which needs no bpf_rdonly_cast: what a task
+ * does that ends minisockets, with the ends that they have then. Read by timewait_kill. */
+struct caller {
+	__u64 task;    /* that is in connect() or tcp_abort(); 0: none */
+	__u64 aborted; /* the argument of tcp_abort(); 0: it is connect() */
+	__u32 netns;
+	__u16 family, lport, rport, _pad[3]; /* of connect(); lport 0: not chosen yet */
+	__u8 laddr[16];
+	__u8 raddr[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct caller);
+} callers SEC(".maps");
+
+static __always_inline struct caller *caller_of(struct task_struct *task)
+{
+	__u32 place = task->pid & 1023;
+
+	return bpf_map_lookup_elem(&callers, &place);
+}
+
+static __always_inline bool is_called_by_connect(const struct timewait *tw)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct caller *c = caller_of(task);
+
+	return c && c->task == (__u64)task && !c->aborted && (!c->lport || c->lport == tw->lport) &&
+	       c->rport == tw->rport && c->netns == tw->ev.netns && same_addr(c->laddr, tw->laddr) &&
+	       same_addr(c->raddr, tw->raddr);
+}
+
+static __always_inline bool is_aborted(const struct tcp_timewait_sock *tw)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct caller *c = caller_of(task);
+
+	return c && c->task == (__u64)task && c->aborted == (__u64)tw;
+}
+
+static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, struct packet *p, bool traced)
 {
 	struct timewait *e;
 
@@ -773,15 +816,15 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 	e->ev.oldstate = e->ev.newstate;
 	e->ev.newstate = TCP_CLOSE;
 	e->left_ns = ticks_left(&tw->tw_sk.tw_timer) * (__s64)jiffy_ns;
-	if (p && p->twaddr == (__u64)tw) {
+	if (p && p->twaddr == (__u64)tw && e->ev.ktime_ns - p->ktime < 10000000) {
 		e->why = p->why;
 		p->twaddr = 0;
-	} else if (makes_way_for_connect(e)) {
+	} else if (traced ? is_called_by_connect(e) : makes_way_for_connect(e)) {
 		e->why = TW_CONNECT;
-	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) || asks_sock_diag()) {
+	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) || (traced ? is_aborted(tw) : asks_sock_diag())) {
 		e->why = TW_KILLED;
 	} else {
-		e->why = sees_packets && bpf_rdonly_cast ? TW_OTHER : 0;
+		e->why = sees_packets && (traced || bpf_rdonly_cast) ? TW_OTHER : 0;
 		if (p) {
 			p->ended = *e;
 			p->tries = 4;
@@ -793,17 +836,75 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 /* The first variant: what every minisocket goes through, from 5.10 to 6.18 under
  * these names. */
 SEC("fentry/__inet_twsk_schedule")
-int BPF_PROG(timewait_schedule, struct inet_timewait_sock *tw, int timeo, bool rearm)
+int BPF_PROG(timewait_schedule, struct inet_timewait_sock *minisocket, int timeo, bool rearm)
 {
-	if (!excluded_timewait((struct tcp_timewait_sock *)tw))
-		timewait_begins((struct tcp_timewait_sock *)tw, timeo, rearm);
+	/* Its type has no more than what DCCP's have too. */
+	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
+
+	if (tw && !excluded_timewait(tw))
+		timewait_begins(tw, timeo, rearm);
 	return 0;
 }
 
 SEC("fentry/inet_twsk_kill")
-int BPF_PROG(timewait_kill, struct inet_timewait_sock *tw)
+int BPF_PROG(timewait_kill, struct inet_timewait_sock *minisocket)
 {
-	timewait_ends((struct tcp_timewait_sock *)tw, packet());
+	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
+
+	if (tw)
+		timewait_ends(tw, packet(), true);
+	return 0;
+}
+
+SEC("fentry/__inet_hash_connect")
+int BPF_PROG(timewait_connect, void *death_row, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct caller *c = caller_of(task);
+	const struct sock_common *skc = &sk->__sk_common;
+
+	if (c) {
+		c->aborted = 0;
+		c->netns = skc->skc_net.net->ns.inum;
+		c->lport = skc->skc_num;
+		COPY_ENDS(c, skc);
+		c->task = (__u64)task;
+	}
+	return 0;
+}
+
+SEC("fexit/__inet_hash_connect")
+int BPF_PROG(timewait_connected)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct caller *c = caller_of(task);
+
+	if (c && c->task == (__u64)task)
+		c->task = 0;
+	return 0;
+}
+
+SEC("fentry/tcp_abort")
+int BPF_PROG(timewait_abort, struct sock *sk)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct caller *c = caller_of(task);
+
+	if (c) {
+		c->aborted = (__u64)sk;
+		c->task = (__u64)task;
+	}
+	return 0;
+}
+
+/* What an earlier packet has not ended, this one may. */
+SEC("fentry/tcp_timewait_state_process")
+int BPF_PROG(timewait_packet_begins)
+{
+	struct packet *p = packet();
+
+	if (p)
+		p->twaddr = 0;
 	return 0;
 }
 
@@ -822,6 +923,7 @@ int BPF_PROG(timewait_packet, struct inet_timewait_sock *tw)
 	p = packet();
 	if (p) {
 		p->twaddr = (__u64)tw;
+		p->ktime = bpf_ktime_get_boot_ns();
 		p->why = (__u32)status == TCP_TW_SYN ? TW_SYN : TW_RESET;
 	}
 	return 0;
@@ -879,7 +981,7 @@ SEC("tp_btf/timer_cancel")
 int BPF_PROG(timer_ends, struct timer_list *timer)
 {
 	if ((__u64)timer->function == tw_handler)
-		timewait_ends(timewait_of(timer), packet());
+		timewait_ends(timewait_of(timer), packet(), false);
 	return 0;
 }
 
@@ -892,6 +994,7 @@ int BPF_PROG(timer_reset, const struct sock *sk)
 	 * then. Where there are none, this cannot be relocated and is refused. */
 	if (p && bpf_core_enum_value(enum sk_rst_reason, SK_RST_REASON_NOT_SPECIFIED) != TCP_CLOSE) {
 		p->twaddr = (__u64)sk;
+		p->ktime = bpf_ktime_get_boot_ns();
 		p->why = TW_RESET;
 	}
 	return 0;

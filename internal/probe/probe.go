@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -206,7 +207,7 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collect
 			v.Name = w.name
 			break
 		}
-		if w.trampoline && errors.Is(err, os.ErrPermission) {
+		if w.trampoline && errors.Is(err, unix.EPERM) {
 			p.refusesTrampolines = err // it is one policy for all of them
 		}
 		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))

@@ -24,6 +24,19 @@ type tcptraceAccept struct {
 	}
 }
 
+type tcptraceCaller struct {
+	_       structs.HostLayout
+	Task    uint64
+	Aborted uint64
+	Netns   uint32
+	Family  uint16
+	Lport   uint16
+	Rport   uint16
+	Pad     [3]uint16
+	Laddr   [16]uint8
+	Raddr   [16]uint8
+}
+
 type tcptraceConnecting struct {
 	_      structs.HostLayout
 	Task   uint64
@@ -71,6 +84,7 @@ type tcptraceLooks struct {
 type tcptracePacket struct {
 	_      structs.HostLayout
 	Twaddr uint64
+	Ktime  uint64
 	Why    uint8
 	Tries  uint8
 	_      [6]byte
@@ -157,49 +171,54 @@ type tcptraceTransition struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcptraceMapConnecting        = "connecting"
-	tcptraceMapCounts            = "counts"
-	tcptraceMapEvents            = "events"
-	tcptraceMapLastSeen          = "last_seen"
-	tcptraceMapListenerOf        = "listener_of"
-	tcptraceMapLooks             = "looks"
-	tcptraceMapPackets           = "packets"
-	tcptraceMapRemotes           = "remotes"
-	tcptraceMapWanted            = "wanted"
-	tcptraceProgAcceptExit       = "accept_exit"
-	tcptraceProgAcceptSyscall    = "accept_syscall"
-	tcptraceProgDestroySock      = "destroy_sock"
-	tcptraceProgDumpFiles        = "dump_files"
-	tcptraceProgDumpTcp          = "dump_tcp"
-	tcptraceProgLookTimewait     = "look_timewait"
-	tcptraceProgProcessFork      = "process_fork"
-	tcptraceProgSetState         = "set_state"
-	tcptraceProgSetStateNested   = "set_state_nested"
-	tcptraceProgTimerBegins      = "timer_begins"
-	tcptraceProgTimerEnds        = "timer_ends"
-	tcptraceProgTimerReset       = "timer_reset"
-	tcptraceProgTimewaitKill     = "timewait_kill"
-	tcptraceProgTimewaitPacket   = "timewait_packet"
-	tcptraceProgTimewaitSchedule = "timewait_schedule"
-	tcptraceVarFilterFamily      = "filter_family"
-	tcptraceVarFilterLport       = "filter_lport"
-	tcptraceVarFilterNetns       = "filter_netns"
-	tcptraceVarFilterRemote      = "filter_remote"
-	tcptraceVarFilterRport       = "filter_rport"
-	tcptraceVarJiffyNs           = "jiffy_ns"
-	tcptraceVarLports            = "lports"
-	tcptraceVarPidnsInum         = "pidns_inum"
-	tcptraceVarRports            = "rports"
-	tcptraceVarSeesPackets       = "sees_packets"
-	tcptraceVarSelfPid           = "self_pid"
-	tcptraceVarTwHandler         = "tw_handler"
-	tcptraceVarUnusedAccept      = "unused_accept"
-	tcptraceVarUnusedEvent       = "unused_event"
-	tcptraceVarUnusedProcess     = "unused_process"
-	tcptraceVarUnusedSocketRow   = "unused_socket_row"
-	tcptraceVarUnusedTimewait    = "unused_timewait"
-	tcptraceVarUnusedTransition  = "unused_transition"
-	tcptraceVarWakeupBytes       = "wakeup_bytes"
+	tcptraceMapCallers               = "callers"
+	tcptraceMapConnecting            = "connecting"
+	tcptraceMapCounts                = "counts"
+	tcptraceMapEvents                = "events"
+	tcptraceMapLastSeen              = "last_seen"
+	tcptraceMapListenerOf            = "listener_of"
+	tcptraceMapLooks                 = "looks"
+	tcptraceMapPackets               = "packets"
+	tcptraceMapRemotes               = "remotes"
+	tcptraceMapWanted                = "wanted"
+	tcptraceProgAcceptExit           = "accept_exit"
+	tcptraceProgAcceptSyscall        = "accept_syscall"
+	tcptraceProgDestroySock          = "destroy_sock"
+	tcptraceProgDumpFiles            = "dump_files"
+	tcptraceProgDumpTcp              = "dump_tcp"
+	tcptraceProgLookTimewait         = "look_timewait"
+	tcptraceProgProcessFork          = "process_fork"
+	tcptraceProgSetState             = "set_state"
+	tcptraceProgSetStateNested       = "set_state_nested"
+	tcptraceProgTimerBegins          = "timer_begins"
+	tcptraceProgTimerEnds            = "timer_ends"
+	tcptraceProgTimerReset           = "timer_reset"
+	tcptraceProgTimewaitAbort        = "timewait_abort"
+	tcptraceProgTimewaitConnect      = "timewait_connect"
+	tcptraceProgTimewaitConnected    = "timewait_connected"
+	tcptraceProgTimewaitKill         = "timewait_kill"
+	tcptraceProgTimewaitPacket       = "timewait_packet"
+	tcptraceProgTimewaitPacketBegins = "timewait_packet_begins"
+	tcptraceProgTimewaitSchedule     = "timewait_schedule"
+	tcptraceVarFilterFamily          = "filter_family"
+	tcptraceVarFilterLport           = "filter_lport"
+	tcptraceVarFilterNetns           = "filter_netns"
+	tcptraceVarFilterRemote          = "filter_remote"
+	tcptraceVarFilterRport           = "filter_rport"
+	tcptraceVarJiffyNs               = "jiffy_ns"
+	tcptraceVarLports                = "lports"
+	tcptraceVarPidnsInum             = "pidns_inum"
+	tcptraceVarRports                = "rports"
+	tcptraceVarSeesPackets           = "sees_packets"
+	tcptraceVarSelfPid               = "self_pid"
+	tcptraceVarTwHandler             = "tw_handler"
+	tcptraceVarUnusedAccept          = "unused_accept"
+	tcptraceVarUnusedEvent           = "unused_event"
+	tcptraceVarUnusedProcess         = "unused_process"
+	tcptraceVarUnusedSocketRow       = "unused_socket_row"
+	tcptraceVarUnusedTimewait        = "unused_timewait"
+	tcptraceVarUnusedTransition      = "unused_transition"
+	tcptraceVarWakeupBytes           = "wakeup_bytes"
 )
 
 // loadTcptrace returns the embedded CollectionSpec for tcptrace.
@@ -244,27 +263,32 @@ type tcptraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceProgramSpecs struct {
-	AcceptExit       *ebpf.ProgramSpec `ebpf:"accept_exit"`
-	AcceptSyscall    *ebpf.ProgramSpec `ebpf:"accept_syscall"`
-	DestroySock      *ebpf.ProgramSpec `ebpf:"destroy_sock"`
-	DumpFiles        *ebpf.ProgramSpec `ebpf:"dump_files"`
-	DumpTcp          *ebpf.ProgramSpec `ebpf:"dump_tcp"`
-	LookTimewait     *ebpf.ProgramSpec `ebpf:"look_timewait"`
-	ProcessFork      *ebpf.ProgramSpec `ebpf:"process_fork"`
-	SetState         *ebpf.ProgramSpec `ebpf:"set_state"`
-	SetStateNested   *ebpf.ProgramSpec `ebpf:"set_state_nested"`
-	TimerBegins      *ebpf.ProgramSpec `ebpf:"timer_begins"`
-	TimerEnds        *ebpf.ProgramSpec `ebpf:"timer_ends"`
-	TimerReset       *ebpf.ProgramSpec `ebpf:"timer_reset"`
-	TimewaitKill     *ebpf.ProgramSpec `ebpf:"timewait_kill"`
-	TimewaitPacket   *ebpf.ProgramSpec `ebpf:"timewait_packet"`
-	TimewaitSchedule *ebpf.ProgramSpec `ebpf:"timewait_schedule"`
+	AcceptExit           *ebpf.ProgramSpec `ebpf:"accept_exit"`
+	AcceptSyscall        *ebpf.ProgramSpec `ebpf:"accept_syscall"`
+	DestroySock          *ebpf.ProgramSpec `ebpf:"destroy_sock"`
+	DumpFiles            *ebpf.ProgramSpec `ebpf:"dump_files"`
+	DumpTcp              *ebpf.ProgramSpec `ebpf:"dump_tcp"`
+	LookTimewait         *ebpf.ProgramSpec `ebpf:"look_timewait"`
+	ProcessFork          *ebpf.ProgramSpec `ebpf:"process_fork"`
+	SetState             *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateNested       *ebpf.ProgramSpec `ebpf:"set_state_nested"`
+	TimerBegins          *ebpf.ProgramSpec `ebpf:"timer_begins"`
+	TimerEnds            *ebpf.ProgramSpec `ebpf:"timer_ends"`
+	TimerReset           *ebpf.ProgramSpec `ebpf:"timer_reset"`
+	TimewaitAbort        *ebpf.ProgramSpec `ebpf:"timewait_abort"`
+	TimewaitConnect      *ebpf.ProgramSpec `ebpf:"timewait_connect"`
+	TimewaitConnected    *ebpf.ProgramSpec `ebpf:"timewait_connected"`
+	TimewaitKill         *ebpf.ProgramSpec `ebpf:"timewait_kill"`
+	TimewaitPacket       *ebpf.ProgramSpec `ebpf:"timewait_packet"`
+	TimewaitPacketBegins *ebpf.ProgramSpec `ebpf:"timewait_packet_begins"`
+	TimewaitSchedule     *ebpf.ProgramSpec `ebpf:"timewait_schedule"`
 }
 
 // tcptraceMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceMapSpecs struct {
+	Callers    *ebpf.MapSpec `ebpf:"callers"`
 	Connecting *ebpf.MapSpec `ebpf:"connecting"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
@@ -321,6 +345,7 @@ func (o *tcptraceObjects) Close() error {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceMaps struct {
+	Callers    *ebpf.Map `ebpf:"callers"`
 	Connecting *ebpf.Map `ebpf:"connecting"`
 	Counts     *ebpf.Map `ebpf:"counts"`
 	Events     *ebpf.Map `ebpf:"events"`
@@ -334,6 +359,7 @@ type tcptraceMaps struct {
 
 func (m *tcptraceMaps) Close() error {
 	return _TcptraceClose(
+		m.Callers,
 		m.Connecting,
 		m.Counts,
 		m.Events,
@@ -375,21 +401,25 @@ type tcptraceVariables struct {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptracePrograms struct {
-	AcceptExit       *ebpf.Program `ebpf:"accept_exit"`
-	AcceptSyscall    *ebpf.Program `ebpf:"accept_syscall"`
-	DestroySock      *ebpf.Program `ebpf:"destroy_sock"`
-	DumpFiles        *ebpf.Program `ebpf:"dump_files"`
-	DumpTcp          *ebpf.Program `ebpf:"dump_tcp"`
-	LookTimewait     *ebpf.Program `ebpf:"look_timewait"`
-	ProcessFork      *ebpf.Program `ebpf:"process_fork"`
-	SetState         *ebpf.Program `ebpf:"set_state"`
-	SetStateNested   *ebpf.Program `ebpf:"set_state_nested"`
-	TimerBegins      *ebpf.Program `ebpf:"timer_begins"`
-	TimerEnds        *ebpf.Program `ebpf:"timer_ends"`
-	TimerReset       *ebpf.Program `ebpf:"timer_reset"`
-	TimewaitKill     *ebpf.Program `ebpf:"timewait_kill"`
-	TimewaitPacket   *ebpf.Program `ebpf:"timewait_packet"`
-	TimewaitSchedule *ebpf.Program `ebpf:"timewait_schedule"`
+	AcceptExit           *ebpf.Program `ebpf:"accept_exit"`
+	AcceptSyscall        *ebpf.Program `ebpf:"accept_syscall"`
+	DestroySock          *ebpf.Program `ebpf:"destroy_sock"`
+	DumpFiles            *ebpf.Program `ebpf:"dump_files"`
+	DumpTcp              *ebpf.Program `ebpf:"dump_tcp"`
+	LookTimewait         *ebpf.Program `ebpf:"look_timewait"`
+	ProcessFork          *ebpf.Program `ebpf:"process_fork"`
+	SetState             *ebpf.Program `ebpf:"set_state"`
+	SetStateNested       *ebpf.Program `ebpf:"set_state_nested"`
+	TimerBegins          *ebpf.Program `ebpf:"timer_begins"`
+	TimerEnds            *ebpf.Program `ebpf:"timer_ends"`
+	TimerReset           *ebpf.Program `ebpf:"timer_reset"`
+	TimewaitAbort        *ebpf.Program `ebpf:"timewait_abort"`
+	TimewaitConnect      *ebpf.Program `ebpf:"timewait_connect"`
+	TimewaitConnected    *ebpf.Program `ebpf:"timewait_connected"`
+	TimewaitKill         *ebpf.Program `ebpf:"timewait_kill"`
+	TimewaitPacket       *ebpf.Program `ebpf:"timewait_packet"`
+	TimewaitPacketBegins *ebpf.Program `ebpf:"timewait_packet_begins"`
+	TimewaitSchedule     *ebpf.Program `ebpf:"timewait_schedule"`
 }
 
 func (p *tcptracePrograms) Close() error {
@@ -406,8 +436,12 @@ func (p *tcptracePrograms) Close() error {
 		p.TimerBegins,
 		p.TimerEnds,
 		p.TimerReset,
+		p.TimewaitAbort,
+		p.TimewaitConnect,
+		p.TimewaitConnected,
 		p.TimewaitKill,
 		p.TimewaitPacket,
+		p.TimewaitPacketBegins,
 		p.TimewaitSchedule,
 	)
 }

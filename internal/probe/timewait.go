@@ -16,7 +16,7 @@ import (
 func (p *Probe) traceTimeWait(l *loader) error {
 	// What a minisocket is ended by is watched before its end is.
 	packets := p.trace(l, "time_wait_end",
-		variant{name: "fexit", attach: []string{tcptraceProgTimewaitPacket}, trampoline: true},
+		variant{name: "fexit", attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacket}, trampoline: true},
 		variant{name: "tp_btf", attach: []string{tcptraceProgTimerReset}})
 	if packets != nil {
 		if err := p.core.Variables[tcptraceVarSeesPackets].Set(uint8(1)); err != nil {
@@ -24,7 +24,14 @@ func (p *Probe) traceTimeWait(l *loader) error {
 		}
 	}
 	coll := p.trace(l, "time_wait",
-		variant{name: "fentry", attach: []string{tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill}, trampoline: true},
+		variant{
+			name: "fentry",
+			attach: []string{
+				tcptraceProgTimewaitConnect, tcptraceProgTimewaitConnected, tcptraceProgTimewaitAbort,
+				tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill,
+			},
+			trampoline: true,
+		},
 		variant{
 			name: "timer", attach: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins},
 			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer,

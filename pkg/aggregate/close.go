@@ -123,7 +123,7 @@ func endOf(ev *events.Event) End {
 // seen: its time in FIN_WAIT2 has then not ended.
 func mayBeHandedOver(ev *events.Event) bool {
 	return ev.Old == events.FinWait2 && ev.New == events.Close && ev.Err == 0 &&
-		ev.Flags&(events.Done|events.Dead) == events.Dead
+		ev.Flags&(events.Done|events.Dead) == events.Dead && !ev.Linger2
 }
 
 // endsInTimeWait reports whether TIME_WAIT begins with this transition to CLOSE, unless

@@ -612,7 +612,7 @@ func (r *run) end(n int, why events.Why) {
 		}
 	}
 	r.truth.over[m.k.cookie] = o
-	if why == events.WhySyn { // what it was is only known afterwards
+	if why == events.WhySyn && r.look { // of a timer, what it was is only known afterwards
 		end := m.event(r.now, m.state, events.Close, events.WhyOther)
 		r.tell(end)
 		end.Why = why

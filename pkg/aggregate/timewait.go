@@ -9,8 +9,8 @@ import (
 // TCP_TIMEWAIT_LEN (include/net/tcp.h).
 const timeWaitLen = 60 * time.Second
 
-// An end may be followed within microseconds by news that it was none, or of what it
-// was. So it is believed only after this time.
+// An end that a timer shows may be followed within microseconds by news that it was
+// none, or of what it was. So it is believed only after this time.
 const endSettled = uint64(20 * time.Millisecond)
 
 // A minisocket whose end has not come so long after its time is up has ended, and
@@ -97,9 +97,10 @@ func (m *minisocket) spend(st events.State, d time.Duration) {
 	m.spent = s.brief()
 }
 
-// SeesMinisockets says that Minisocket events come; with look, that a FIN which ends
-// FIN_WAIT2 may come without one, and Looks has to be asked for.
-func (t *Tracker) SeesMinisockets(look bool) { t.seesMinis, t.mustLook = true, look }
+// SeesMinisockets says that Minisocket events come. Those from timers are less sure: an
+// end may turn out to be none, or a new SYN's doing; and a FIN that ends FIN_WAIT2 may
+// come without one, so that Looks has to be asked for.
+func (t *Tracker) SeesMinisockets(fromTimers bool) { t.seesMinis, t.fromTimers = true, fromTimers }
 
 // mayBeUnseen reports whether there may be a new minisocket that t does not know.
 func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.full() }
@@ -136,7 +137,7 @@ func (t *Tracker) minisocket(ev *events.Event) {
 		m.ended, m.endedIn, m.why = ev.Ktime, ev.Old, ev.Why
 		m.expires = ev.Ktime + uint64(ev.Left)
 		switch {
-		case m.linked && ev.Why != events.WhyUnknown && ev.Why != events.WhyOther:
+		case m.linked && (!t.fromTimers || ev.Why != events.WhyUnknown && ev.Why != events.WhyOther):
 			t.endMini(i)
 		case first:
 			t.ending = append(t.ending, waiter{ev.Skaddr, ev.Ktime})
@@ -450,7 +451,7 @@ func (t *Tracker) tickMinis(ktime uint64) {
 			if m.state != events.FinWait2 || m.ended != 0 {
 				return
 			}
-			if t.mustLook {
+			if t.fromTimers {
 				t.looks = append(t.looks, events.Look{Skaddr: m.addr, Cookie: m.Cookie})
 			}
 			if k+1 < len(lookAfter) {

@@ -17,7 +17,7 @@ const timeWait = 60_000
 // newMiniStory is a story in which minisockets are seen.
 func newMiniStory(t *testing.T, f Filter) *story {
 	s := newStory(t, f)
-	s.tr.SeesMinisockets(false)
+	s.tr.SeesMinisockets(true)
 	return s
 }
 
@@ -631,6 +631,7 @@ func TestWhatALookFindsIsToldAndNotLookedForAgain(t *testing.T) {
 		t.Errorf("of one that has ended: looks at %d, want none", n)
 	}
 	other := newMiniStory(t, Filter{})
+	other.tr.SeesMinisockets(false)
 	other.orphaned(client)
 	other.pass(20)
 	other.tick()

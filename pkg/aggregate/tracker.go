@@ -92,14 +92,14 @@ type Tracker struct {
 	exits          []uint32 // processes that have exited with sockets in CLOSE_WAIT
 	pids           []uint32
 
-	seesMinis bool
-	mustLook  bool
-	starting  map[uint64]uint32        // cookie -> minisocket whose socket has not said CLOSE yet
-	strays    []waiter                 // minisockets that may have no socket, oldest first
-	ending    []waiter                 // minisockets that seem to have ended, oldest first
-	again     []waiter                 // reused
-	lookAt    [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
-	looks     []events.Look
+	seesMinis  bool
+	fromTimers bool                     // not sure, see SeesMinisockets
+	starting   map[uint64]uint32        // cookie -> minisocket whose socket has not said CLOSE yet
+	strays     []waiter                 // minisockets that may have no socket, oldest first
+	ending     []waiter                 // minisockets that seem to have ended, oldest first
+	again      []waiter                 // reused
+	lookAt     [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
+	looks      []events.Look
 
 	spent Spent // reused, as the next two: one record is under way at a time
 	tr    Transition
