@@ -51,6 +51,7 @@ enum {
 #define AF_INET6 10
 #define AF_NETLINK 16
 #define NETLINK_SOCK_DIAG 4
+#define SOCK_DESTROY 21
 
 /* include/net/tcp_states.h */
 enum {
@@ -290,11 +291,12 @@ struct pt_regs {};
 struct pt_regs___x86 {
 	unsigned long orig_ax;
 	unsigned long di;
+	unsigned long si;
 };
 
 struct pt_regs___arm64 {
 	int syscallno;
-	__u64 regs[1];
+	__u64 regs[2];
 };
 
 struct seq_file;

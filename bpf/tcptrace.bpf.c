@@ -676,29 +676,44 @@ static __always_inline bool makes_way_for_connect(const struct timewait *tw)
 	return sk->__sk_common.skc_state == TCP_SYN_SENT && has_ends_of(&sk->__sk_common, tw);
 }
 
-/* Reports whether the current task is in sendmsg() to NETLINK_SOCK_DIAG, as ss -K is
- * when it kills a socket. */
-static __always_inline bool asks_sock_diag(void)
+/* Reports whether the current task asks NETLINK_SOCK_DIAG of this network namespace to
+ * kill a socket, as ss -K does. */
+static __always_inline bool asks_to_kill(const struct net *net)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	long nr, fd, sendmsg, sendto;
 	const struct pt_regs *regs;
 	const struct sock *sk;
-	long fd;
+	const void *request;
+	__u16 type = 0;
 
 	if (!bpf_rdonly_cast || task->flags & PF_KTHREAD)
 		return false;
 	regs = (const struct pt_regs *)bpf_task_pt_regs(task);
 	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
-		if (((struct pt_regs___x86 *)regs)->orig_ax != 46)
-			return false;
+		nr = ((struct pt_regs___x86 *)regs)->orig_ax;
 		fd = ((struct pt_regs___x86 *)regs)->di;
+		request = (const void *)((struct pt_regs___x86 *)regs)->si;
+		sendmsg = 46;
+		sendto = 44;
 	} else {
-		if (((struct pt_regs___arm64 *)regs)->syscallno != 211)
-			return false;
+		nr = ((struct pt_regs___arm64 *)regs)->syscallno;
 		fd = ((struct pt_regs___arm64 *)regs)->regs[0];
+		request = (const void *)((struct pt_regs___arm64 *)regs)->regs[1];
+		sendmsg = 211;
+		sendto = 206;
 	}
+	if (nr != sendmsg && nr != sendto)
+		return false;
 	sk = sock_of_fd(task, fd);
-	return sk && sk->__sk_common.skc_family == AF_NETLINK && sk->sk_protocol == NETLINK_SOCK_DIAG;
+	if (!sk || sk->__sk_common.skc_family != AF_NETLINK || sk->sk_protocol != NETLINK_SOCK_DIAG ||
+	    sk->__sk_common.skc_net.net->ns.inum != net->ns.inum)
+		return false;
+	/* struct user_msghdr.msg_iov, struct iovec.iov_base, struct nlmsghdr.nlmsg_type */
+	if (nr == sendmsg && (bpf_probe_read_user(&request, sizeof(request), request + 16) ||
+			      bpf_probe_read_user(&request, sizeof(request), request)))
+		return false;
+	return !bpf_probe_read_user(&type, sizeof(type), request + 4) && type == SOCK_DESTROY;
 }
 
 /* Reports whether the last reference to a network namespace is gone, and it is
@@ -821,7 +836,8 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 		p->twaddr = 0;
 	} else if (traced ? is_called_by_connect(e) : makes_way_for_connect(e)) {
 		e->why = TW_CONNECT;
-	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) || (traced ? is_aborted(tw) : asks_sock_diag())) {
+	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) ||
+		   (traced ? is_aborted(tw) : asks_to_kill(tw->tw_sk.__tw_common.skc_net.net))) {
 		e->why = TW_KILLED;
 	} else {
 		e->why = sees_packets && (traced || bpf_rdonly_cast) ? TW_OTHER : 0;

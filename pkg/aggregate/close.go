@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -131,6 +132,15 @@ func mayBeHandedOver(ev *events.Event) bool {
 func endsInTimeWait(ev *events.Event) bool {
 	return (ev.Old == events.FinWait2 || ev.Old == events.Closing) && ev.New == events.Close && ev.Err == 0 &&
 		ev.Flags&events.Done != 0
+}
+
+// orphanTimedOut reports whether a socket that no minisocket has taken over has ended
+// because tcp_fin_timeout was over (tcp_keepalive_timer). The kernel keeps the socket if
+// its FIN is acknowledged while close() has it locked. Where there is no place for a
+// minisocket, FIN_WAIT2 ends as soon as it has begun.
+func orphanTimedOut(ev *events.Event, dwell time.Duration) bool {
+	return ev.Old == events.FinWait2 && ev.New == events.Close && ev.Err == 0 && !ev.Linger2 &&
+		ev.Flags&(events.Dead|events.Done|events.Owned) == events.Dead && dwell >= 500*time.Millisecond
 }
 
 // lettingGo reports whether the process closed or shut down the socket in this

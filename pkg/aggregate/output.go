@@ -207,6 +207,11 @@ func (t *Tracker) firstScan() {
 		}
 	}
 	t.scanned, t.scanDone, t.unsorted = nil, true, true
+	for i, m := range t.minis.all() {
+		if m.existed {
+			t.adopt(i) // what is known of it by now is all
+		}
+	}
 	for i := range t.groups {
 		if g := &t.groups[i]; g.live+g.waiting > 0 {
 			t.weighPorts(uint32(i))

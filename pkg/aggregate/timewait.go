@@ -311,8 +311,11 @@ func (t *Tracker) endMini(i uint32) {
 			Spent: &t.spent, Ended: ended, Payload: m.payload, Sent: m.sent, Received: m.received,
 			Gap: m.missed, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
 		}
-		if ended {
+		switch {
+		case ended:
 			t.cn.End, t.cn.TimeWaitEnd = m.how()
+		case m.state == events.TimeWait:
+			t.cn.End = EndFin
 		}
 		t.out.Connection(&t.cn)
 	}
@@ -373,6 +376,9 @@ func (t *Tracker) adopt(i uint32) {
 		delete(t.starting, m.Cookie)
 	}
 	m.linked, m.silent, m.since = true, !m.existed, 0
+	if m.state == events.FinWait2 {
+		m.closer = CloserLocal
+	}
 	m.verdict = no
 	if !t.filter.ByProcess() {
 		m.verdict = t.filter.byEnds(&m.Ends, false)

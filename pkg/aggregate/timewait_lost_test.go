@@ -315,7 +315,7 @@ func TestAMinisocketWhoseEndIsMissedGoesWhenItsTimeIsLongUp(t *testing.T) {
 		if state == "TW" {
 			s.pass(99.875)
 			s.begins(mini(client), "TW", timeWait)
-			want = "c cli(2,connect) connection role=client life=? closer=local end= call=close E=10 SS=1 F1=0.25 F2=100 TW=? gap"
+			want = "c cli(2,connect) connection role=client life=? closer=local end=fin call=close E=10 SS=1 F1=0.25 F2=100 TW=? gap"
 			s.said = nil
 		}
 		wait := func(seconds int) {

@@ -360,7 +360,7 @@ func TestAMinisocketsAddressThatIsUsedAgainMixesNoConnections(t *testing.T) {
 			"c cli(2,connect) connection role=client life=60051.25 closer=local end=fin call=close E=10 SS=1 F1=0.25 F2=40 TW=60000 expired",
 		}},
 		{"its end missed", true, []string{
-			"c cli(2,connect) connection role=client life=? closer=local end= call=close E=10 SS=1 F1=0.25 F2=40 TW=? gap",
+			"c cli(2,connect) connection role=client life=? closer=local end=fin call=close E=10 SS=1 F1=0.25 F2=40 TW=? gap",
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

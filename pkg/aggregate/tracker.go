@@ -299,6 +299,9 @@ func (t *Tracker) transition(ev *events.Event) {
 		t.becomeSuspect(i)
 	case ev.New == events.Close:
 		c.end = endOf(ev) // for later, too: accept() may still hand it out
+		if t.seesMinis && orphanTimedOut(ev, dwell) {
+			c.end = EndTimeout
+		}
 		if died(ev) {
 			t.becomeSuspect(i)
 		}
@@ -509,7 +512,7 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 	}
 	if ended {
 		if c.startErr == 0 || c.startErr != ev.Err {
-			t.cn.End = endOf(ev)
+			t.cn.End = c.end
 		}
 		t.cn.Payload, t.cn.Sent, t.cn.Received = true, ev.Sent, payload(ev)
 	}
