@@ -370,6 +370,7 @@ func (f *flags) findings(c *config) error {
 // over returns the thresholds of the command line, and those of was where it has none.
 func (c *config) over(was events.Thresholds) events.Thresholds {
 	t := c.thresholds
+	t.SummaryInterval = was.SummaryInterval
 	if !c.chosen["close-wait-after"] {
 		t.CloseWaitAfter = was.CloseWaitAfter
 	}

@@ -131,7 +131,9 @@ type runner struct {
 // happens meanwhile waits in the ring buffer.
 func (r *runner) start() error {
 	r.pipe.begin()
-	if err := r.sink.Thresholds(r.cfg.thresholds); err != nil {
+	asked := r.cfg.thresholds
+	asked.SummaryInterval = r.cfg.summaryInterval
+	if err := r.sink.Thresholds(asked); err != nil {
 		return err
 	}
 	for _, v := range r.kernel.Variants() {
@@ -154,14 +156,14 @@ func (r *runner) start() error {
 	if err := r.networks(r.kernel.Networks()); err != nil {
 		return err
 	}
-	complete, err := r.kernel.Scan(r.event)
+	scan, err := r.kernel.Scan(r.event)
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
 	}
-	if !complete {
+	if !scan.Complete {
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
-	if err := r.scanned(events.Scan{Complete: complete, Every: true, All: true}); err != nil {
+	if err := r.scanned(scan); err != nil {
 		return err
 	}
 	if n := r.pipe.tracker.Counts().NoPlace; n > 0 {
@@ -282,16 +284,16 @@ func (r *runner) rescan(want aggregate.Want) error {
 func (r *runner) summarize(now time.Time) error {
 	if now.After(r.nextAll) {
 		begun := cpuTime()
-		complete, err := r.kernel.Scan(r.event)
+		scan, err := r.kernel.Scan(r.event)
 		if err != nil {
 			return fmt.Errorf("scan sockets: %w", err)
 		}
-		if err := r.scanned(events.Scan{Complete: complete, Every: true, All: true}); err != nil {
+		if err := r.scanned(scan); err != nil {
 			return err
 		}
 		took := cpuTime() - begun
 		r.nextAll = time.Now().Add(restAfterAll * took)
-		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", complete))
+		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", scan.Complete))
 	}
 	if err := r.catchUp(); err != nil {
 		return err
@@ -299,7 +301,9 @@ func (r *runner) summarize(now time.Time) error {
 	if err := r.clock(); err != nil {
 		return err
 	}
-	r.pipe.tracker.Summarize()
+	if err := r.sink.Summarize(); err != nil {
+		return err
+	}
 	for !r.nextSummary.After(now) {
 		r.nextSummary = r.nextSummary.Add(r.cfg.summaryInterval)
 	}
@@ -307,8 +311,8 @@ func (r *runner) summarize(now time.Time) error {
 }
 
 // lookAtNetworks looks at those that the tracker wants to know more of.
-func (r *runner) lookAtNetworks() error {
-	inodes := r.pipe.tracker.WantNetworks()
+func (r *runner) lookAtNetworks(now time.Time) error {
+	inodes := r.pipe.tracker.WantNetworks(now.Before(r.nextNetworks))
 	if len(inodes) == 0 {
 		return nil
 	}
@@ -408,10 +412,8 @@ func (r *runner) loop(ctx context.Context) error {
 				return nil
 			}
 		}
-		if now.After(r.nextNetworks) {
-			if err := r.lookAtNetworks(); err != nil {
-				return err
-			}
+		if err := r.lookAtNetworks(now); err != nil {
+			return err
 		}
 		if now.After(r.nextScan) {
 			if want := r.pipe.tracker.WantScan(); want != aggregate.WantNothing {

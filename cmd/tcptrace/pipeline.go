@@ -86,7 +86,7 @@ func (p *pipeline) Clock(ktime uint64, wall int64) error {
 	p.ktime = ktime
 	*p.wall = wall
 	p.tracker.Tick(ktime)
-	if every := uint64(p.cfg.summaryInterval); every > 0 && p.cfg.replay != "" {
+	if every := uint64(p.cfg.summaryInterval); every > 0 && p.cfg.replay != "" && p.cfg.summaryInterval != p.recorded.SummaryInterval {
 		if p.nextSummary != 0 && ktime >= p.nextSummary {
 			p.tracker.Summarize()
 		}
@@ -109,6 +109,15 @@ func (p *pipeline) Scanned(s events.Scan) error {
 func (p *pipeline) Thresholds(t events.Thresholds) error {
 	p.recorded = t
 	p.tracker.SetThresholds(p.cfg.over(t))
+	return nil
+}
+
+// Summarize implements recording.Sink. A replay with another --summary-interval than the
+// run's makes summaries when it is time by that, see Clock.
+func (p *pipeline) Summarize() error {
+	if p.cfg.replay == "" || p.cfg.summaryInterval == p.recorded.SummaryInterval {
+		p.tracker.Summarize()
+	}
 	return nil
 }
 

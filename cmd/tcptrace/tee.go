@@ -50,6 +50,11 @@ func (t *tee) Thresholds(th events.Thresholds) error {
 	return t.pipeline.Thresholds(th)
 }
 
+func (t *tee) Summarize() error {
+	t.keep((*recording.Writer).Summarize)
+	return t.pipeline.Summarize()
+}
+
 func (t *tee) Network(n events.Network) error {
 	t.keep(func(w *recording.Writer) error { return w.Network(n) })
 	return t.pipeline.Network(n)

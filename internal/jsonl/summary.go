@@ -22,8 +22,9 @@ func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
 	b = strconv.AppendUint(b, uint64(s.Netns), 10)
 	b = append(b, `,"states":{`...)
 	for _, st := range countedStates {
-		if st == events.SynRecv && !s.Requests {
-			b = append(b, `,"SYN_RECV":null`...)
+		unseen := st == events.TimeWait || st == events.FinWait2
+		if st == events.SynRecv && !s.Requests || unseen && !s.Minis {
+			b = append(appendMember(b, st.String()), "null"...)
 			continue
 		}
 		b = appendInt(b, st.String(), s.States[st])

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
@@ -71,11 +73,30 @@ func readNetwork(n *events.Network) error {
 	errs = append(errs, err)
 	n.Reserved = reservedIn(string(bytes.TrimSpace(b)), n.PortLow, n.PortHigh)
 
+	cookie, err := netnsCookie()
+	errs = append(errs, err)
+	n.Cookie = cookie
+
 	// Not /proc/net, which is the first thread's.
 	b, err = os.ReadFile("/proc/thread-self/net/netstat")
 	errs = append(errs, err)
 	n.TimeWaitSkipped = counterIn(string(b), "TcpExt:", "TCPTimeWaitOverflow")
 	return errors.Join(errs...)
+}
+
+// netnsCookie returns the cookie of this thread's network namespace, which no other ever
+// has; 0 before 5.14.
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		return 0, nil
+	}
+	return cookie, err
 }
 
 // reservedIn counts the ports of a list as 8080,9000-9010 that are within a range.

@@ -27,16 +27,18 @@ const (
 
 // Scan calls f with a Socket record for every TCP socket that exists: one for
 // each descriptor of a socket, then one for each socket, held or not. Between
-// them come the records of the ring buffer, in the order of time. It reports
-// whether it reached every network namespace.
-func (p *Probe) Scan(f func(raw []byte) error) (complete bool, err error) {
+// them come the records of the ring buffer, in the order of time. It says which network
+// namespaces it has walked.
+func (p *Probe) Scan(f func(raw []byte) error) (s events.Scan, err error) {
 	if err := p.descriptors(everyState, f); err != nil {
-		return false, err
+		return s, err
 	}
 	if p.paths, err = p.home.others(); err != nil {
-		return false, err
+		return s, err
 	}
-	return p.sockets(everyState, p.paths, f)
+	s.Every, s.All = true, true
+	s.Walked, s.Complete, err = p.sockets(everyState, p.paths, f)
+	return s, err
 }
 
 // Descriptors calls f with a Socket record for every descriptor of a TCP socket,
@@ -69,7 +71,7 @@ func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (com
 			complete = false // nothing that we could enter it by
 			continue
 		}
-		ok, err := p.sockets(1<<events.CloseWait, map[uint32]string{inode: path}, f)
+		_, ok, err := p.sockets(1<<events.CloseWait, map[uint32]string{inode: path}, f)
 		if err != nil {
 			return false, err
 		}
@@ -95,14 +97,14 @@ func (p *Probe) descriptors(states uint32, f func(raw []byte) error) error {
 	return p.readRows(p.files, f)
 }
 
-// sockets reads the sockets of these network namespaces, and reports whether none
-// refused.
-func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byte) error) (complete bool, err error) {
+// sockets reads the sockets of these network namespaces. It returns those that it has
+// read, and whether none refused.
+func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byte) error) (walked []uint32, complete bool, err error) {
 	if p.tcp == nil {
-		return false, nil
+		return nil, false, nil
 	}
 	if err := p.want(states); err != nil {
-		return false, err
+		return nil, false, err
 	}
 	complete = true
 	for inode, path := range paths {
@@ -116,14 +118,15 @@ func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byt
 			err = p.home.leaveFor(path, func() error { return p.readRows(p.tcp, f) })
 		}
 		switch {
-		case errors.Is(err, os.ErrNotExist): // gone, with its sockets
+		case err == nil, errors.Is(err, os.ErrNotExist): // or gone, with its sockets
+			walked = append(walked, inode)
 		case errors.Is(err, os.ErrPermission):
 			complete = false
-		case err != nil:
-			return false, err
+		default:
+			return nil, false, err
 		}
 	}
-	return complete, nil
+	return walked, complete, nil
 }
 
 func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {

@@ -33,7 +33,11 @@ const (
 	frameDetails
 	frameThresholds
 	frameNetwork
+	frameSummarize
 )
+
+// What a frame has place for.
+const maxWalked = 1 << 13
 
 // A Sink takes what a run consists of. The tracing pipeline is one, and a Writer.
 type Sink interface {
@@ -52,6 +56,8 @@ type Sink interface {
 	Thresholds(events.Thresholds) error
 	// Network takes what a network namespace allows.
 	Network(events.Network) error
+	// Summarize makes summaries.
+	Summarize() error
 	// Details takes what /proc says of a process. It does not keep d.
 	Details(d *events.Details) error
 }
@@ -91,7 +97,11 @@ func (w *Writer) Clock(ktime uint64, wall int64) error {
 
 // Scanned implements Sink.
 func (w *Writer) Scanned(s events.Scan) error {
-	return w.frame(frameScanned, []byte{bit(s.Complete) | bit(s.Every)<<1 | bit(s.All)<<2})
+	b := []byte{bit(s.Complete) | bit(s.Every)<<1 | bit(s.All)<<2}
+	for _, inode := range s.Walked[:min(len(s.Walked), maxWalked)] {
+		b = binary.LittleEndian.AppendUint32(b, inode)
+	}
+	return w.frame(frameScanned, b)
 }
 
 func bit(b bool) byte {
@@ -140,6 +150,9 @@ func (w *Writer) Details(d *events.Details) error {
 	b = binary.LittleEndian.AppendUint64(b, d.FileLimit)
 	return w.frame(frameDetails, append(b, d.Container+"\x00"+d.Exe...))
 }
+
+// Summarize implements Sink.
+func (w *Writer) Summarize() error { return w.frame(frameSummarize, nil) }
 
 // Flush hands everything to the underlying writer.
 func (w *Writer) Flush() error { return w.w.Flush() }
@@ -191,8 +204,12 @@ func play(f frame, b []byte, s Sink) error {
 		return s.Event(b)
 	case f == frameClock && len(b) == 16:
 		return s.Clock(le.Uint64(b), int64(le.Uint64(b[8:])))
-	case f == frameScanned && len(b) == 1 && b[0] < 8:
-		return s.Scanned(events.Scan{Complete: b[0]&1 != 0, Every: b[0]&2 != 0, All: b[0]&4 != 0})
+	case f == frameScanned && len(b)%4 == 1 && b[0] < 8:
+		scan := events.Scan{Complete: b[0]&1 != 0, Every: b[0]&2 != 0, All: b[0]&4 != 0}
+		for n := 1; n < len(b); n += 4 {
+			scan.Walked = append(scan.Walked, le.Uint32(b[n:]))
+		}
+		return s.Scanned(scan)
 	case f == frameThresholds && len(b) == binary.Size(events.Thresholds{}):
 		var t events.Thresholds
 		_, err := binary.Decode(b, le, &t) // of this size, it cannot fail
@@ -206,6 +223,8 @@ func play(f frame, b []byte, s Sink) error {
 			Seen: le.Uint64(b), Filtered: le.Uint64(b[8:]), RingFull: le.Uint64(b[16:]),
 			Skipped: le.Uint64(b[24:]), Rescued: le.Uint64(b[32:]), RecordsLost: le.Uint64(b[40:]),
 		})
+	case f == frameSummarize && len(b) == 0:
+		return s.Summarize()
 	case f == frameProbe:
 		facility, variant, _ := strings.Cut(string(b), "=")
 		return s.Probe(facility, variant)

@@ -26,6 +26,7 @@ type (
 	detailsCall    struct{ Details events.Details }
 	thresholdsCall struct{ Thresholds events.Thresholds }
 	networkCall    struct{ Network events.Network }
+	summarizeCall  struct{}
 	clockCall      struct {
 		Ktime uint64
 		Wall  int64
@@ -40,6 +41,7 @@ func (f sinkFunc) Clock(k uint64, w int64) error        { return f(clockCall{k, 
 func (f sinkFunc) Scanned(s events.Scan) error          { return f(scannedCall{s}) }
 func (f sinkFunc) Thresholds(t events.Thresholds) error { return f(thresholdsCall{t}) }
 func (f sinkFunc) Network(n events.Network) error       { return f(networkCall{n}) }
+func (f sinkFunc) Summarize() error                     { return f(summarizeCall{}) }
 func (f sinkFunc) Books(b events.Books) error           { return f(booksCall{b}) }
 func (f sinkFunc) Probe(facility, v string) error       { return f(probeCall{facility, v}) }
 func (f sinkFunc) Details(d *events.Details) error      { return f(detailsCall{*d}) }
@@ -79,6 +81,8 @@ func do(s Sink, call any) error {
 		return s.Thresholds(c.Thresholds)
 	case networkCall:
 		return s.Network(c.Network)
+	case summarizeCall:
+		return s.Summarize()
 	case booksCall:
 		return s.Books(c.Books)
 	case probeCall:
@@ -125,6 +129,7 @@ func sample() []any {
 			MaxTimeWait: 1 << 18, FinTimeout: 60, TimeWaitSkipped: math.MaxUint64,
 		}},
 		networkCall{},
+		summarizeCall{},
 		scannedCall{events.Scan{Complete: true}},
 		scannedCall{events.Scan{Every: true}},
 		scannedCall{events.Scan{All: true}},
@@ -356,6 +361,7 @@ func (nothing) Clock(uint64, int64) error          { return nil }
 func (nothing) Scanned(events.Scan) error          { return nil }
 func (nothing) Thresholds(events.Thresholds) error { return nil }
 func (nothing) Network(events.Network) error       { return nil }
+func (nothing) Summarize() error                   { return nil }
 func (nothing) Books(events.Books) error           { return nil }
 func (nothing) Details(*events.Details) error      { return nil }
 func (nothing) Probe(string, string) error         { return nil }

@@ -76,11 +76,10 @@ func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]in
 		if m.ended != 0 && !settling[addr] {
 			t.Errorf("minisocket %x: has ended, and nothing will come back to it", m.Cookie)
 		}
-		if m.stuck {
-			k := m.peer(m.role)
-			n := tr.opened[k.subject()]
+		if m.finding != noFinding {
+			n := m.finding
 			members[n]++
-			if n == noFinding || m.state != events.FinWait2 {
+			if tr.findings[n] == nil || tr.findings[n].kind != FinWait2Stuck || m.state != events.FinWait2 {
 				t.Errorf("minisocket %x in %s: is stuck, of finding %d; want one in FIN_WAIT2, of a finding", m.Cookie, m.state, n)
 			}
 		}
@@ -115,8 +114,7 @@ func auditGroups(t *testing.T, tr *Tracker) {
 			plain[m.ports]++
 		}
 		if m.crowd {
-			k := portKey{netns: m.Netns, port: m.Lport, far: m.Raddr}
-			crowds[k.slot()]++
+			crowds[m.crowdKey().slot()]++
 		}
 	}
 	if crowds != *tr.crowds {

@@ -27,6 +27,14 @@ func (f *Filter) ByProcess() bool {
 	return len(f.Pids) > 0 || len(f.Comms) > 0 || f.Container != ""
 }
 
+// lets reports whether f lets a network namespace through.
+func (f *Filter) lets(netns uint32) bool { return f.Netns == 0 || f.Netns == netns }
+
+// narrows reports whether f asks for a part only of what is in a network namespace.
+func (f *Filter) narrows() bool {
+	return f.ByProcess() || len(f.Lports)+len(f.Rports)+len(f.Remotes) > 0 || f.Family != 0
+}
+
 // verdict is what a filter says of a socket: undecided as long as what it asks
 // about is not known.
 type verdict uint8

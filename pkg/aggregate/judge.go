@@ -12,6 +12,7 @@ type finding struct {
 	subject
 	serial  uint64
 	id      string
+	retry   uint64 // when it may be told, after it was refused
 	was     culprit
 	members int // late sockets that it is about; of what is no set of sockets, 1 as long as it is so
 	fresh   bool
@@ -80,6 +81,7 @@ func (t *Tracker) open(s subject) uint32 {
 		t.findings = append(t.findings, f)
 	}
 	t.opened[s] = n
+	t.openOf[s.kind]++
 	t.procs.all[s.proc].findings++
 	return n
 }
@@ -95,6 +97,7 @@ func (t *Tracker) close(s subject) {
 func (t *Tracker) forget(n uint32) {
 	f := t.findings[n]
 	delete(t.opened, f.subject)
+	t.openOf[f.kind]--
 	t.findings[n] = nil
 	t.freeFindings = append(t.freeFindings, n)
 	t.procs.all[f.proc].findings--

@@ -6,8 +6,9 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// What a network namespace allows is looked up again after this time.
-const networkAge = uint64(10 * time.Second)
+// What a network namespace allows is looked up again after this time, as long as there
+// are connections from it.
+const networkAge = uint64(5 * time.Second)
 
 // An overflow is over when none has followed for so long: TIME_WAIT, and so what
 // has filled the table, lasts that long.
@@ -16,20 +17,24 @@ const overflowOver = uint64(time.Minute)
 // network is what is known of a network namespace.
 type network struct {
 	events.Network
-	known   bool
-	wanted  bool           // what it allows has to be looked up
-	at      uint64         // when it was
-	base    uint64         // TimeWaitSkipped when it was first looked up
-	seen    uint64         // connections that seem to have skipped TIME_WAIT, and
-	by      map[uint32]int // who had them
-	skipped uint64         // TimeWaitSkipped since then
-	grown   uint64         // when that was more than before
-	busy    bool           // it has port groups worth a look
+	known    bool
+	wanted   bool           // what it allows has to be looked up
+	at       uint64         // when it was
+	base     uint64         // TimeWaitSkipped when it was first looked up
+	seen     uint64         // connections that seem to have skipped TIME_WAIT,
+	matching uint64         // those of them that the filter asks for, and
+	by       map[uint32]int // who had them
+	skipped  uint64         // TimeWaitSkipped since then
+	grown    uint64         // when that was more than before
+	urgent   bool           // at once
+	certain  bool           // it has just been
+	clients  int            // port groups of connections from it
 
 	// In the interval of the summary.
 	opened, closed uint64
-	requests       int // request_socks that the last scan of all has found, and
-	counting       int // those of the scan under way
+	minis          [events.NumStates]int // what the last scan of all has found that is no socket, and
+	counting       [events.NumStates]int // that of the scan under way
+	walked         bool                  // by the last scan of all
 }
 
 // net returns the network namespace with this inode number.
@@ -45,12 +50,19 @@ func (t *Tracker) net(inode uint32) *network {
 	return n
 }
 
-// WantNetworks returns the network namespaces that a Network is wanted of now.
-func (t *Tracker) WantNetworks() []uint32 {
+// WantNetworks returns the network namespaces that a Network is wanted of now; or those
+// only for which it is urgent, because a finding waits for it.
+func (t *Tracker) WantNetworks(urgent bool) []uint32 {
 	t.pids = t.pids[:0]
 	for inode, n := range t.nets {
-		watched := n.busy || n.grown != 0
-		if n.wanted && t.now >= n.at+uint64(time.Second) || watched && t.now >= n.at+networkAge {
+		watched := n.clients > 0 || n.grown != 0
+		if n.urgent || urgent {
+			if n.urgent {
+				t.pids = append(t.pids, inode)
+			}
+			continue
+		}
+		if n.wanted && t.now >= n.at+second || watched && t.now >= n.at+networkAge {
 			t.pids = append(t.pids, inode)
 		}
 	}
@@ -61,12 +73,13 @@ func (t *Tracker) WantNetworks() []uint32 {
 // its number only.
 func (t *Tracker) Network(w *events.Network) {
 	n := t.net(w.Netns)
-	n.wanted, n.busy, n.at = false, false, t.now
+	urgent := n.urgent
+	n.wanted, n.urgent, n.at = false, false, t.now
 	if w.PortHigh == 0 {
 		return
 	}
-	if !n.known {
-		n.known = true
+	if !n.known || n.Cookie != w.Cookie { // another may have its number by now
+		n.known, n.skipped, n.grown = true, 0, 0
 		n.base = w.TimeWaitSkipped - min(n.seen, w.TimeWaitSkipped)
 	}
 	n.Network = *w
@@ -74,6 +87,15 @@ func (t *Tracker) Network(w *events.Network) {
 		n.skipped, n.grown = s, t.now
 	}
 	t.overflow(n)
+	if urgent {
+		n.certain = true
+		for i := range t.groups {
+			if g := &t.groups[i]; g.key.netns == n.Netns && g.live+g.waiting > 0 && g.finding == noFinding {
+				t.weighPorts(uint32(i))
+			}
+		}
+		n.certain = false
+	}
 }
 
 // skipTimeWait notes a connection that should have gone into TIME_WAIT and has not: most
@@ -82,7 +104,10 @@ func (t *Tracker) skipTimeWait(c *conn) {
 	n := t.net(c.Netns)
 	n.wanted = true
 	n.seen++
-	if c.proc == nobody {
+	if c.verdict == yes {
+		n.matching++
+	}
+	if c.proc == nobody || c.verdict != yes || n.by[c.proc] == 0 && len(n.by) >= maxSkippers {
 		return
 	}
 	if n.by == nil {
@@ -93,6 +118,9 @@ func (t *Tracker) skipTimeWait(c *conn) {
 	}
 	n.by[c.proc]++
 }
+
+// So many processes are kept that had connections which skipped TIME_WAIT.
+const maxSkippers = 64
 
 // acquit forgets who had connections that seem to have skipped TIME_WAIT.
 func (t *Tracker) acquit(n *network) {
@@ -110,7 +138,7 @@ func (t *Tracker) overflow(n *network) {
 		t.acquit(n) // something else has kept them from it
 	}
 	switch {
-	case n.grown == 0 || t.filter.Netns != 0 && t.filter.Netns != n.Netns:
+	case n.grown == 0 || !t.filter.lets(n.Netns) || t.filter.narrows() && n.matching == 0:
 	case t.now >= n.grown+overflowOver:
 		n.grown = 0
 		t.acquit(n)
@@ -118,6 +146,9 @@ func (t *Tracker) overflow(n *network) {
 	default:
 		f := t.findings[t.open(s)]
 		f.members, f.fresh, f.count, f.severity = 1, true, int(n.skipped), Warning
+		if t.filter.narrows() {
+			f.count = int(min(n.matching, n.skipped))
+		}
 		f.evidence.Network = &n.Network
 	}
 }
@@ -132,7 +163,7 @@ func (t *Tracker) forgetNetworks() {
 		used[m.Netns] = true
 	}
 	for inode, n := range t.nets {
-		if !used[inode] && n.grown == 0 && n.by == nil && n.opened == 0 && n.closed == 0 {
+		if !used[inode] && n.grown == 0 && n.by == nil && n.clients <= 0 && n.opened == 0 && n.closed == 0 {
 			delete(t.nets, inode)
 		}
 	}

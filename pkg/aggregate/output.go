@@ -178,7 +178,7 @@ func (t *Tracker) Scanned(s events.Scan) {
 		t.forgetNetworks()
 	}
 	if s.All {
-		t.reconcile(s.Complete)
+		t.reconcile(&s)
 	}
 	t.findLeaks(s.Complete)
 	t.judged = t.now

@@ -203,12 +203,15 @@ const ticks = 20 * time.Millisecond
 // no transitions, and belongs to nobody.
 func (t *Tracker) mini(ev *events.Event) {
 	e := Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
-	match := !t.filter.ByProcess() && t.filter.byEnds(&e, false) == yes
+	if t.filter.byEnds(&e, false) == no {
+		return // no more is heard of it: the kernel side turns it away
+	}
+	match := !t.filter.ByProcess()
 	switch {
 	case ev.New != events.SynRecv && t.seesMinis:
 		t.foundMini(ev)
-	case ev.New == events.SynRecv && match:
-		t.net(ev.Netns).counting++
+	case match:
+		t.net(ev.Netns).counting[ev.New]++
 	}
 	if t.scanDone || !match {
 		return

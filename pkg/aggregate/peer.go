@@ -8,57 +8,50 @@ import (
 // Some have a process here that still holds them, shut down for sending: these wait
 // for as long as it takes. The others are minisockets; the kernel ends them.
 
-// stuckKey names a peer: a service that processes here connect to; or, of connections
-// that it has opened, its address.
-type stuckKey struct {
-	netns uint32
-	rport uint16
-	raddr events.Addr
-}
+// A service that processes here connect to is one peer; of connections that it has
+// opened, its address. There are findings about so many peers, and one about all others
+// in the network namespace.
+const maxStuckPeers = 64
 
-func (e *Ends) peer(role Role) stuckKey {
-	k := stuckKey{netns: e.Netns, rport: e.Rport, raddr: e.Raddr}
+// stuckWith returns the number of the finding about the peer of a connection.
+func (t *Tracker) stuckWith(e *Ends, role Role) uint32 {
+	s := subject{kind: FinWait2Stuck, netns: e.Netns, rport: e.Rport, raddr: e.Raddr}
 	if role == Server {
-		k.rport = 0
+		s.rport = 0
 	}
-	return k
-}
-
-func (k *stuckKey) subject() subject {
-	return subject{kind: FinWait2Stuck, netns: k.netns, raddr: k.raddr, rport: k.rport}
+	if t.opened[s] == noFinding && t.openOf[FinWait2Stuck] >= maxStuckPeers {
+		s.rport, s.raddr = 0, events.Addr{}
+	}
+	return t.open(s)
 }
 
 // tickOrphans looks at the minisockets whose time to wait for the FIN is up.
 func (t *Tracker) tickOrphans(ktime uint64) {
 	after := uint64(t.thresholds.FinWait2After)
-	t.orphans = t.expireMinis(t.orphans, ktime, after, func(_ waiter, _ uint32, m *minisocket) {
+	t.orphans = t.expireMinis(t.orphans, ktime, after, func(w waiter, _ uint32, m *minisocket) {
 		// Whoever has come to a server and gone again need not answer: browsers do
 		// not, and the kernel's timer is there for it.
-		if m.state != events.FinWait2 || m.ended != 0 || m.stuck || m.role == Server || m.verdict != yes {
+		if m.state != events.FinWait2 || m.ended != 0 || m.begun > w.ktime || m.finding != noFinding ||
+			m.role == Server || m.verdict != yes || m.silent {
 			return
 		}
-		m.stuck = true
-		k := m.peer(m.role)
-		f := t.findings[t.open(k.subject())]
+		m.finding = t.stuckWith(&m.Ends, m.role)
+		f := t.findings[m.finding]
 		f.members++
-		f.fresh = true
+		f.fresh, f.severity = true, Warning
 	})
 }
 
 // unstick takes a minisocket out of its finding.
 func (t *Tracker) unstick(m *minisocket) {
-	if !m.stuck {
-		return
-	}
-	m.stuck = false
-	k := m.peer(m.role)
-	if n := t.opened[k.subject()]; n != noFinding {
-		t.findings[n].members--
+	if m.finding != noFinding {
+		t.findings[m.finding].members--
+		m.finding = noFinding
 	}
 }
 
 // findStuck finds, after a scan of every socket, those that their process holds in
-// FIN_WAIT2 while nothing comes from the peer.
+// FIN_WAIT2 while nothing comes from the peer. It may be at work on an answer.
 func (t *Tracker) findStuck() {
 	for _, i := range t.stuck {
 		if c := t.table.at(i); c.state == events.FinWait2 {
@@ -71,9 +64,13 @@ func (t *Tracker) findStuck() {
 		if c.scan != t.scan || c.verdict != yes || c.state != events.FinWait2 {
 			continue
 		}
-		k := c.peer(c.role)
-		t.join(i, t.open(k.subject()))
-		t.findings[c.finding].fresh = true
+		n := t.stuckWith(&c.Ends, c.role)
+		f := t.findings[n]
+		if f.members == 0 && !f.reported {
+			f.severity = Info
+		}
+		t.join(i, n)
+		f.fresh = true
 		t.stuck = append(t.stuck, i)
 	}
 	t.halfClosed = t.halfClosed[:0]
@@ -97,27 +94,30 @@ type Pair struct {
 	Owner        Owner // of the other end
 }
 
-// peerEvidence draws the sum. It looks at all that there is, as makers does.
-func (t *Tracker) peerEvidence(f *finding) *PeerEvidence {
-	s := f.subject
-	k := stuckKey{netns: s.netns, raddr: s.raddr, rport: s.rport}
-	e := &PeerEvidence{Raddr: k.raddr, Rport: k.rport, FinTimeout: t.net(k.netns).FinTimeout}
-	closers, mine := map[uint32]int{}, map[stuckEnds]uint64{}
-	first := uint64(0)
+// peerEvidence draws the sum of finding number n. It looks at all that there is, as
+// makers does.
+func (t *Tracker) peerEvidence(n uint32) *PeerEvidence {
+	f := t.findings[n]
+	e := &PeerEvidence{Raddr: f.raddr, Rport: f.rport, FinTimeout: t.net(f.netns).FinTimeout}
+	closers, mine := map[uint32]int{}, map[pairEnds]*match{}
+	var order []*match
+	f.count, f.first = 0, 0
 	add := func(ends *Ends, proc uint32, since uint64) {
+		f.count++
 		closers[proc]++
-		mine[ends.seenByPeer()] = ends.Cookie
-		if since != 0 && (first == 0 || since < first) {
-			first = since
+		m := &match{cookie: ends.Cookie}
+		mine[pairEnds{ends.Raddr, ends.Laddr, ends.Rport, ends.Lport}] = m
+		order = append(order, m)
+		if since != 0 && (f.first == 0 || since < f.first) {
+			f.first = since
 		}
 	}
 	for _, m := range t.minis.all() {
-		if m.stuck && m.peer(m.role) == k {
+		if m.finding == n {
 			e.Orphans++
 			add(&m.Ends, m.proc, m.since)
 		}
 	}
-	n := t.opened[s]
 	for _, c := range t.table.all() {
 		if c.finding == n {
 			e.Held++
@@ -125,33 +125,47 @@ func (t *Tracker) peerEvidence(f *finding) *PeerEvidence {
 			add(&c.Ends, c.proc, ktime)
 		}
 	}
-	peers := map[uint32]int{}
 	for _, c := range t.table.all() {
 		// Our FIN is acknowledged, so the other end is in CLOSE_WAIT. Every network
 		// namespace has its own loopback.
-		cookie, ok := mine[c.ends()]
-		if !ok || c.state != events.CloseWait || c.Netns != k.netns && (c.Laddr.Netip().IsLoopback() || c.Raddr.Netip().IsLoopback()) {
+		m := mine[pairEnds{c.Laddr, c.Raddr, c.Lport, c.Rport}]
+		if m == nil || c.state != events.CloseWait || c.Netns != f.netns && (c.Laddr.Netip().IsLoopback() || c.Raddr.Netip().IsLoopback()) {
 			continue
 		}
-		peers[c.proc]++
+		// One in the same namespace it is; of several elsewhere, nothing tells which.
+		switch near := c.Netns == f.netns; {
+		case m.peer == nil || near && !m.near:
+			m.peer, m.near, m.several = c, near, false
+		case near == m.near:
+			m.several = true
+		}
+	}
+	peers := map[uint32]int{}
+	for _, m := range order {
+		if m.peer == nil || m.several {
+			continue
+		}
+		peers[m.peer.proc]++
 		if len(e.Pairs) < maxFindingHolders {
-			e.Pairs = append(e.Pairs, Pair{Cookie: cookie, Peer: c.Cookie, Owner: c.Owner})
+			e.Pairs = append(e.Pairs, Pair{Cookie: m.cookie, Peer: m.peer.Cookie, Owner: m.peer.Owner})
 		}
 	}
 	e.Closers, e.Peers = t.rank(closers, false), t.rank(peers, false)
-	f.count, f.first = e.Held+e.Orphans, first
 	return e
 }
 
-// stuckEnds are the ends of a connection, in whatever network namespace.
-type stuckEnds struct {
+// pairEnds are the ends of a connection, as one of them has them.
+type pairEnds struct {
 	laddr, raddr events.Addr
 	lport, rport uint16
 }
 
-func (e *Ends) ends() stuckEnds { return stuckEnds{e.Laddr, e.Raddr, e.Lport, e.Rport} }
-
-func (e *Ends) seenByPeer() stuckEnds { return stuckEnds{e.Raddr, e.Laddr, e.Rport, e.Lport} }
+// match is a connection of ours, and what may be its other end.
+type match struct {
+	cookie        uint64
+	peer          *conn
+	near, several bool
+}
 
 // findHalfOpen finds, after a scan of every socket, the established ones of each process
 // that have been silent for so long, and that nobody watches over.
@@ -191,7 +205,7 @@ func (t *Tracker) sees(i uint32, ev *events.Event) {
 	c := t.table.at(i)
 	switch {
 	case ev.Fd < 0 || ev.Kernel || ev.New != c.state:
-	case ev.New == events.Established && !ev.Guarded && ev.Queued == 0 && ev.Quiet >= uint64(t.thresholds.HalfOpenAfter):
+	case ev.New == events.Established && !c.Raddr.Netip().IsLoopback() && !ev.Guarded && ev.Queued == 0 && ev.Quiet >= uint64(t.thresholds.HalfOpenAfter):
 		c.silent = ev.Ktime - min(ev.Quiet, ev.Ktime)
 		t.silent = append(t.silent, i)
 	case ev.New == events.FinWait2 && ev.Quiet >= uint64(t.thresholds.FinWait2After):

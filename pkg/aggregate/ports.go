@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"cmp"
+	"hash/maphash"
 	"math"
 	"slices"
 	"time"
@@ -9,11 +10,11 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// The share of the ports, in percent, at which it is critical that they run out, and
-// how far it must fall for the finding to be over.
+// The share of the ports, in percent, at which it is critical that they run out; and the
+// share of what makes a finding below which it is over.
 const (
 	criticalPorts = 90
-	relievedPorts = 15
+	relievedPorts = 80
 )
 
 // portKey names the connections that differ in one port only: so many may there be as
@@ -160,7 +161,7 @@ const (
 
 // isCrowd counts a minisocket that has no group. It reports whether there are enough for
 // one.
-func (t *Tracker) isCrowd(k *portKey) bool {
+func (t *Tracker) isCrowd(k portKey) bool {
 	n := &t.crowds[k.slot()]
 	if int(*n) >= min(max(crowdMin, t.minis.len()/crowdShare), math.MaxUint16) {
 		return true
@@ -169,10 +170,16 @@ func (t *Tracker) isCrowd(k *portKey) bool {
 	return false
 }
 
+// crowdKey is the key of the group that m is to have, of those that are counted by the
+// hash.
+func (m *minisocket) crowdKey() portKey {
+	return portKey{netns: m.Netns, ours: true, port: m.Lport, near: m.Laddr, far: m.Raddr}
+}
+
 // gather puts the minisockets of a group in it that have been counted by the hash so far.
 func (t *Tracker) gather(k portKey, i uint32) {
 	for _, m := range t.minis.all() {
-		if m.crowd && m.Netns == k.netns && m.Lport == k.port && m.Raddr == k.far && m.Laddr == k.near {
+		if m.crowd && m.crowdKey() == k {
 			m.crowd, m.ports = false, i
 			t.crowds[k.slot()]--
 			t.groups[i].waiting++
@@ -181,15 +188,10 @@ func (t *Tracker) gather(k portKey, i uint32) {
 	}
 }
 
-// slot is the FNV-1a hash of what peers differ in.
-func (k *portKey) slot() uint32 {
-	h := uint32(2166136261)
-	for _, b := range k.far {
-		h = (h ^ uint32(b)) * 16777619
-	}
-	h = (h ^ uint32(k.port)) * 16777619
-	return (h ^ k.netns) * 16777619 % crowdSlots
-}
+// The seed keeps peers from choosing their slot.
+var crowdSeed = maphash.MakeSeed()
+
+func (k portKey) slot() uint32 { return uint32(maphash.Comparable(crowdSeed, k) % crowdSlots) }
 
 // portKeyOf names the group that a connection with these ends counts in; false if in
 // none.
@@ -221,6 +223,9 @@ func (t *Tracker) portGroup(k portKey) uint32 {
 		}
 		t.groups[i] = portGroup{key: k}
 		t.groupOf[k] = i
+		if !k.ours {
+			t.net(k.netns).clients++
+		}
 	}
 	return i
 }
@@ -267,7 +272,7 @@ func (t *Tracker) keepPort(c *conn, m *minisocket) {
 			return
 		}
 		anew := k.ours && t.groupOf[k] == 0
-		if anew && !t.isCrowd(&k) {
+		if anew && !t.isCrowd(k) {
 			m.crowd = true
 			return
 		}
@@ -308,8 +313,7 @@ func (t *Tracker) portWaits(m *minisocket) {
 // freePort counts it no more.
 func (t *Tracker) freePort(m *minisocket) {
 	if m.crowd {
-		k := portKey{netns: m.Netns, port: m.Lport, far: m.Raddr}
-		t.crowds[k.slot()]--
+		t.crowds[m.crowdKey().slot()]--
 	}
 	if m.ports == 0 {
 		return
@@ -339,6 +343,9 @@ func (t *Tracker) forgetGroup(i uint32) {
 		return
 	}
 	delete(t.groupOf, g.key)
+	if n := t.nets[g.key.netns]; n != nil && !g.key.ours {
+		n.clients--
+	}
 	if g.rate != 0 {
 		t.freeRates = append(t.freeRates, g.rate)
 	}
@@ -371,7 +378,6 @@ func (t *Tracker) weighPorts(i uint32) {
 	if !n.known || !t.scanDone {
 		return
 	}
-	n.busy = true
 	if g.rate == 0 {
 		t.watchRate(i)
 	}
@@ -379,6 +385,10 @@ func (t *Tracker) weighPorts(i uint32) {
 	switch {
 	case used*100 >= total*percent:
 		if g.finding == noFinding {
+			if !n.certain {
+				n.urgent = true // what it allows may have changed, or be another's
+				return
+			}
 			if t.filter.ByProcess() {
 				if t.now < g.asked+second {
 					return
@@ -401,7 +411,7 @@ func (t *Tracker) weighPorts(i uint32) {
 		if t.due(f) {
 			t.urgent = true
 		}
-	case g.finding != noFinding && used*100 < total*max(percent-relievedPorts, 0):
+	case g.finding != noFinding && (used == 0 || used*100 < total*percent*relievedPorts/100):
 		t.findings[g.finding].members = 0
 	}
 }

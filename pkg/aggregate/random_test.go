@@ -720,7 +720,11 @@ func (r *run) scan(t *testing.T) {
 		}
 	}
 	r.tick()
-	r.tr.Scanned(events.Scan{Complete: complete, Every: true, All: r.rng.IntN(2) == 0})
+	scan := events.Scan{Complete: complete, Every: true, All: r.rng.IntN(2) == 0}
+	if complete {
+		scan.Walked = []uint32{1}
+	}
+	r.tr.Scanned(scan)
 	if r.rng.IntN(2) == 0 {
 		r.details()
 	}
@@ -834,7 +838,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 			tr.Observe(&ev)
 			switch rng.IntN(100) {
 			case 0:
-				tr.Scanned(events.Scan{Complete: rng.IntN(2) == 0, Every: rng.IntN(2) == 0, All: rng.IntN(2) == 0})
+				tr.Scanned(events.Scan{Complete: rng.IntN(2) == 0, Every: rng.IntN(2) == 0, All: rng.IntN(2) == 0, Walked: []uint32{rng.Uint32N(2)}})
 				audit(t, tr)
 			case 1, 2, 3:
 				tr.Tick(ev.Ktime)
@@ -849,7 +853,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 				tr.Watched()
 				tr.UnseenIn()
 				tr.Looks()
-				tr.WantNetworks()
+				tr.WantNetworks(rng.IntN(2) == 0)
 			case 6:
 				tr.Network(&events.Network{
 					Netns: rng.Uint32N(2), PortLow: 1, PortHigh: uint16(rng.IntN(4)), ReusePolicy: uint8(rng.IntN(3)),
@@ -893,10 +897,10 @@ func goneAll(tr *Tracker, addrs, ktime uint64) {
 	for range 4 {
 		ktime += uint64(2 * time.Minute)
 		tr.Tick(ktime)
-		for _, n := range tr.WantNetworks() {
+		for _, n := range tr.WantNetworks(false) {
 			tr.Network(&events.Network{Netns: n, PortLow: 1, PortHigh: 2})
 		}
-		tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+		tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{0, 1}})
 		for pid := range uint32(10) {
 			tr.Details(&events.Details{Pid: pid, Gone: true})
 		}

@@ -1,13 +1,22 @@
 package aggregate
 
-import "github.com/tcptrace/tcptrace/pkg/events"
+import (
+	"slices"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
 
 // reconcile holds what is known against what a scan of all sockets has found: what
-// neither the kernel nor any counter has told comes to light here.
-func (t *Tracker) reconcile(complete bool) {
+// neither the kernel nor any counter has told comes to light here. Only of the network
+// namespaces that were walked can anything be missing.
+func (t *Tracker) reconcile(s *events.Scan) {
 	t.scannedAll = t.now
-	for _, n := range t.nets {
-		n.requests, n.counting = n.counting, 0
+	for _, inode := range s.Walked {
+		t.net(inode)
+	}
+	for inode, n := range t.nets {
+		n.minis, n.counting = n.counting, [events.NumStates]int{}
+		n.walked = slices.Contains(s.Walked, inode)
 	}
 	for k := range t.newcomers {
 		ev := &t.newcomers[k]
@@ -22,7 +31,7 @@ func (t *Tracker) reconcile(complete bool) {
 		t.table.at(i).scan = t.scan
 		t.decide(i)
 	}
-	if !complete || t.scanFrom == 0 {
+	if t.scanFrom == 0 {
 		return
 	}
 	var gone []uint32
@@ -30,8 +39,8 @@ func (t *Tracker) reconcile(complete bool) {
 		switch {
 		case c.scan == t.scan:
 			c.missing = 0
-		case c.state == events.Close || max(c.lastKtime, c.asOf) >= t.scanFrom:
-			// No iterator finds it; or it is newer than the scan.
+		case c.state == events.Close || max(c.lastKtime, c.asOf) >= t.scanFrom || !t.net(c.Netns).walked:
+			// No iterator finds it; or it is newer than the scan, or out of reach.
 		default:
 			if c.missing++; c.missing == unseenScans {
 				gone = append(gone, i)
@@ -43,7 +52,7 @@ func (t *Tracker) reconcile(complete bool) {
 	}
 	gone = gone[:0]
 	for i, m := range t.minis.all() {
-		if m.scan == t.scan || m.ended != 0 || m.begun >= t.scanFrom {
+		if m.scan == t.scan || m.ended != 0 || m.begun >= t.scanFrom || !t.net(m.Netns).walked {
 			continue
 		}
 		if m.missing++; m.missing == unseenScans {

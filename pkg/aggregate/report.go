@@ -55,11 +55,21 @@ func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
 	x.evidence.Unread += uint64(max(ev.Unread, 1) - 1)
 }
 
+// What has to go through all that there is for its evidence is told so often at a time.
+const maxWalks = 8
+
+// Such a finding, if the output has refused it, is not put together again before this
+// time.
+const retryAfter = uint64(200 * time.Millisecond)
+
+func (k Kind) walks() bool { return k == FinWait2Stuck || k == TimeWaitPorts }
+
 // report says what is new.
 func (t *Tracker) report() {
 	t.urgent = false
+	walks := maxWalks
 	for n, f := range t.findings {
-		if f == nil {
+		if f == nil || t.now < f.retry {
 			continue
 		}
 		q := t.procs.all[f.proc]
@@ -75,8 +85,19 @@ func (t *Tracker) report() {
 				f.severity = Critical
 			}
 		}
-		if t.due(f) && !t.tell(f) {
-			continue // until there is room
+		if t.due(f) {
+			if f.kind.walks() {
+				if walks == 0 {
+					continue // for another time
+				}
+				walks--
+			}
+			if !t.tell(f) {
+				if f.kind.walks() {
+					f.retry = t.now + retryAfter
+				}
+				continue // until there is room
+			}
 		}
 		f.fresh = false
 		if f.members == 0 {
@@ -110,6 +131,11 @@ func (t *Tracker) Finish() (refused int) {
 		}
 	}
 	t.ending = nil
+	for _, f := range t.findings {
+		if f != nil {
+			f.retry = 0
+		}
+	}
 	t.report()
 	t.reportExits(0)
 	refused = len(t.exits)
@@ -195,7 +221,7 @@ func (t *Tracker) evidence(f *finding, r *Finding) {
 			e.Exhausted = time.Duration(min(left/e.PerMinute*float64(time.Minute), math.MaxInt64/2))
 		}
 	case FinWait2Stuck:
-		e.Peer = t.peerEvidence(f)
+		e.Peer = t.peerEvidence(t.opened[f.subject])
 		e.Exact = f.first != 0
 		t.accuseFirst(r, e.Peer.Peers)
 	case TimeWaitPorts:

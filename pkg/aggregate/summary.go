@@ -17,6 +17,7 @@ type Summary struct {
 	States    [events.NumStates]int // sockets; Close is not one
 	Dead      int                   // connections that are over, and their descriptor open
 	Requests  bool                  // States[SynRecv] has the connections that are being accepted too
+	Minis     bool                  // States has the minisockets too
 	Opened    uint64                // connections, in the interval
 	Closed    uint64
 	Processes []ProcessSummary // at most 20: by CloseWait, then by TimeWait
@@ -85,11 +86,16 @@ func (t *Tracker) Summarize() {
 			in(m.Netns, m.proc).TimeWait++
 		}
 	}
-	// Only a scan of all there is shows what is no socket yet.
+	// Only a scan of all there is shows what is no socket yet; and what is none any
+	// more, where minisockets are not traced.
 	fresh := t.scannedAll != 0 && t.scannedAll >= t.summarized
 	for inode, n := range t.nets {
-		if n.requests > 0 && fresh {
-			sum(inode).States[events.SynRecv] += n.requests
+		if fresh && n.walked {
+			for st, k := range n.minis {
+				if k > 0 {
+					sum(inode).States[st] += k
+				}
+			}
 		}
 		if n.opened > 0 || n.closed > 0 || sums[inode] != nil {
 			s := sum(inode)
@@ -114,7 +120,8 @@ func (t *Tracker) Summarize() {
 	t.summarized = t.now
 	for _, inode := range slices.Sorted(maps.Keys(sums)) {
 		s := sums[inode]
-		s.Requests = fresh
+		s.Requests = fresh && t.net(inode).walked
+		s.Minis = t.seesMinis || s.Requests
 		ps := of[inode]
 		slices.SortFunc(ps, func(a, b ProcessSummary) int {
 			return cmp.Or(cmp.Compare(b.CloseWait, a.CloseWait), cmp.Compare(b.TimeWait, a.TimeWait), cmp.Compare(a.Pid, b.Pid))

@@ -35,6 +35,7 @@ type minisocket struct {
 
 	proc      uint32
 	ports     uint32 // the portGroup that counts it
+	finding   uint32 // that it is a member of
 	unprinted uint32
 	scan      uint32 // the last full scan that found it
 
@@ -52,7 +53,6 @@ type minisocket struct {
 	payload bool // sent and received are known
 	stamped bool
 	crowd   bool  // counted in Tracker.crowds
-	stuck   bool  // a member of a finding
 	missed  bool  // a transition was missed
 	gap     bool  // since the last record
 	missing uint8 // complete scans of all in a row that have not found it
@@ -102,8 +102,12 @@ func (m *minisocket) spend(st events.State, d time.Duration) {
 // come without one, so that Looks has to be asked for.
 func (t *Tracker) SeesMinisockets(fromTimers bool) { t.seesMinis, t.fromTimers = true, fromTimers }
 
+// minisFull reports whether there is no place for another minisocket. They may take
+// half: however many there are, sockets must not want for a place.
+func (t *Tracker) minisFull() bool { return t.full() || t.minis.len() >= max(t.max/2, 1) }
+
 // mayBeUnseen reports whether there may be a new minisocket that t does not know.
-func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.full() }
+func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.minisFull() }
 
 // is reports whether an event is of m. A minisocket that had no cookie is given one by
 // whoever asks for it, ss for example.
@@ -157,7 +161,7 @@ func (t *Tracker) minisocket(ev *events.Event) {
 
 // addMini returns 0 if there is no place.
 func (t *Tracker) addMini(ev *events.Event) uint32 {
-	if t.full() {
+	if t.minisFull() {
 		t.counts.NoPlace++
 		return 0
 	}
@@ -396,8 +400,8 @@ const strayAfter = uint64(100 * time.Millisecond)
 func (t *Tracker) findStrays(ktime uint64) {
 	var strays []uint32
 	known := false
-	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(_ waiter, i uint32, m *minisocket) {
-		if !m.linked {
+	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(w waiter, i uint32, m *minisocket) {
+		if !m.linked && m.begun <= w.ktime {
 			strays = append(strays, i)
 			known = known || m.Cookie != 0
 		}
@@ -419,7 +423,8 @@ func (t *Tracker) findStrays(ktime uint64) {
 	}
 }
 
-// expireMinis is expire for minisockets.
+// expireMinis is expire for minisockets. Another one may have the address by now: it
+// has begun later.
 func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, uint32, *minisocket)) []waiter {
 	n := 0
 	for ; n < len(ws) && ktime >= ws[n].ktime+after; n++ {
@@ -454,7 +459,7 @@ func (t *Tracker) tickMinis(ktime uint64) {
 	t.looks = t.looks[:0]
 	for k, after := range lookAfter {
 		t.lookAt[k] = t.expireMinis(t.lookAt[k], ktime, uint64(after), func(w waiter, _ uint32, m *minisocket) {
-			if m.state != events.FinWait2 || m.ended != 0 {
+			if m.state != events.FinWait2 || m.ended != 0 || m.begun > w.ktime {
 				return
 			}
 			if t.fromTimers {

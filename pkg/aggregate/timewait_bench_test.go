@@ -123,7 +123,7 @@ func BenchmarkReconcile(b *testing.B) {
 		for k := range rows {
 			c.tr.Observe(&rows[k])
 		}
-		c.tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+		c.tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{1}})
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/minisocket")
 	if got := len(c.tr.minis.byAddr); got != n {

@@ -676,7 +676,7 @@ func TestTheSameEventsAreToldInTheSameOrderEachTime(t *testing.T) {
 				s.pass(2000)
 				bare(client, "E")(s) // there is something to find
 				s.tick()
-				s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true})
+				s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{1}})
 				s.tick()
 			}
 		}},

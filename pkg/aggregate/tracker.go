@@ -87,6 +87,7 @@ type Tracker struct {
 	unsorted       bool   // suspects are not in order
 	findings       []*finding
 	opened         map[subject]uint32
+	openOf         [numKinds]int // findings, by kind
 	freeFindings   []uint32
 	serial         uint64
 	exits          []uint32 // processes that have exited with sockets in CLOSE_WAIT
@@ -284,8 +285,6 @@ func (t *Tracker) transition(ev *events.Event) {
 		t.handOver(i, successor, ev)
 	case ev.Old == events.Established && ev.New != events.Established:
 		t.shortLived(c, ev.Ktime)
-	case !t.mayBeUnseen() && endsInTimeWait(ev):
-		t.skipTimeWait(c)
 	}
 	if ev.Old != ev.New {
 		c.since = ev.Ktime
@@ -314,6 +313,9 @@ func (t *Tracker) transition(ev *events.Event) {
 		t.print(i)
 		if ev.New == events.Close && ev.Old != events.Close && ev.Old != events.Listen {
 			t.finish(i, ev, true)
+		}
+		if !t.mayBeUnseen() && endsInTimeWait(ev) {
+			t.skipTimeWait(c)
 		}
 	}
 	// A filter by ends works in the kernel too: no more will come of this one.

@@ -160,6 +160,7 @@ type Look struct {
 // not be read is 0.
 type Network struct {
 	Netns           uint32
+	Cookie          uint64 // SO_NETNS_COOKIE: its number may be another's by now
 	PortLow         uint16 // net.ipv4.ip_local_port_range
 	PortHigh        uint16
 	Reserved        uint16 // of these, net.ipv4.ip_local_reserved_ports
@@ -172,9 +173,10 @@ type Network struct {
 
 // Scan says what a scan has looked for.
 type Scan struct {
-	Complete bool // it has reached all sockets that it was to
-	Every    bool // these were sockets in every state, and every descriptor of one
-	All      bool // and, held or not, every socket and minisocket
+	Complete bool     // it has reached all sockets that it was to
+	Every    bool     // these were sockets in every state, and every descriptor of one
+	All      bool     // and, held or not, every socket and minisocket
+	Walked   []uint32 // of these network namespaces
 }
 
 // Details is what /proc says of a process. What is not known is empty, 0.

@@ -2,13 +2,16 @@ package events
 
 import "time"
 
-// Thresholds say from when on something is a finding.
+// Thresholds say from when on something is a finding; and what else of its command line
+// a recording has to tell.
 type Thresholds struct {
 	CloseWaitAfter time.Duration // in CLOSE_WAIT, or dead with its descriptor open
 	FinWait2After  time.Duration // in FIN_WAIT2, and the peer does not close
 	HalfOpenAfter  time.Duration // established and silent, and nothing would notice that the peer is gone
 	ShortLived     uint32        // connections a second of one process to one destination
 	PortsPercent   uint32        // of the ephemeral ports to one destination
+
+	SummaryInterval time.Duration // no threshold: summaries are made so often; 0: none
 }
 
 // DefaultThresholds are silent on a healthy busy server.
