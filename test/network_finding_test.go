@@ -80,8 +80,13 @@ func checkStuck(t *testing.T, mine []record, connections []stuck, held int) {
 	}
 	r := &mine[at-1]
 	n := len(connections)
-	if r.Count != n || r.Severity != "warning" {
-		t.Errorf("%s: %s, count %d, want warning, %d", where, r.Severity, r.Count, n)
+	// What a process still holds may wait for an answer.
+	severity := "warning"
+	if held == n {
+		severity = "info"
+	}
+	if r.Count != n || r.Severity != severity {
+		t.Errorf("%s: %s, count %d, want %s, %d", where, r.Severity, r.Count, severity, n)
 	}
 	if got, want := fmt.Sprintf("%s %s %s", orNull(r.Pid), orNull(r.Comm), orNull(r.Exe)), fmt.Sprintf("%d %s %s", other.pid, other.comm, other.exe); got != want {
 		t.Errorf("%s: about %q, want %q, who has the other end", where, got, want)
@@ -238,10 +243,11 @@ func TestTheOtherEndIsFoundWhereItIs(t *testing.T) {
 	logFindings(t, runs[0].records)
 }
 
-// Where nothing comes and nothing asks, nobody notices that the peer has gone.
+// Where nothing comes and nothing asks, nobody notices that the peer has gone. On loopback
+// the kernel does: so this is on an address that might be another host's.
 func TestASilentConnectionWithoutKeepAliveIsHalfOpenPerhaps(t *testing.T) {
 	t.Parallel()
-	const after = 3 * time.Second
+	const after, host = 3 * time.Second, "10.60.0.1"
 	type silence struct {
 		who           process
 		sockets       []holder
@@ -255,14 +261,17 @@ func TestASilentConnectionWithoutKeepAliveIsHalfOpenPerhaps(t *testing.T) {
 	_, runs := playComplete(t, func(s *scene) {
 		tr := s.trace("--half-open-after", after.String())
 		cli, srv, watched := s.agent("cli"), s.agent("srv"), s.agent("watched")
-		l := srv.listen(anyPort4)
-		srvSilence = silence{who: srv.process(), before: time.Now(), lport: l.local.Port(), raddr: "127.0.0.1"}
+		s.ns.ip(s.t, "addr add "+host+"/32 dev lo")
+		_, near := pair(cli, srv.listen(anyPort4))
+		innocent = []int{watched.pid}
+		l := srv.listen(host + ":0")
+		srvSilence = silence{who: srv.process(), before: time.Now(), lport: l.local.Port(), raddr: host}
 		plain, d1 := pair(cli, l)
 		srvSilence.after = time.Now()
 		cliSilence = silence{
 			who: cli.process(), before: srvSilence.before, after: srvSilence.after,
 			sockets: []holder{{cli.pid, cli.name, plain.fd, plain.id()}},
-			lport:   plain.local.Port(), rport: l.local.Port(), raddr: "127.0.0.1",
+			lport:   plain.local.Port(), rport: l.local.Port(), raddr: host,
 		}
 		alive, d2 := pair(watched, l)
 		alive.setOption(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
@@ -271,10 +280,10 @@ func TestASilentConnectionWithoutKeepAliveIsHalfOpenPerhaps(t *testing.T) {
 		for _, d := range []*sock{d1, d2, d3} {
 			srvSilence.sockets = append(srvSilence.sockets, holder{srv.pid, srv.name, d.fd, d.id()})
 		}
-		innocent = []int{watched.pid}
 		for i, order := range []string{"last", "never"} {
-			server := startTraffic(t, s.ns, "serve", trafficPort+i, order)
-			client := startTraffic(t, s.ns, "stretch", trafficPort+i, 5)
+			port := fmt.Sprint(trafficPort + i)
+			server := startTrafficAt(t, s.ns, host, []string{"leak/traffic.py", "serve", port, order})
+			client := startTrafficAt(t, s.ns, host, []string{"leak/traffic.py", "stretch", port, "5"})
 			client.begin()
 			innocent = append(innocent, server.pid, client.pid)
 		}
@@ -284,6 +293,7 @@ func TestASilentConnectionWithoutKeepAliveIsHalfOpenPerhaps(t *testing.T) {
 		snapshot = runForRecords(t, 3, "snapshot", "--netns", fmt.Sprint(s.ns.inode), "--half-open-after", after.String(),
 			"--fail-on", "half_open")
 
+		near.close()
 		// Words end the silence; a close too.
 		alive.close()
 		timed.close()

@@ -34,8 +34,15 @@ func startTraffic(t *testing.T, ns *netns, args ...any) *traffic {
 	for _, a := range args {
 		argv = append(argv, fmt.Sprint(a))
 	}
+	return startTrafficAt(t, ns, "127.0.0.1", argv)
+}
+
+func startTrafficAt(t *testing.T, ns *netns, host string, argv []string) *traffic {
+	t.Helper()
+	cmd := exec.Command("python3", argv...)
+	cmd.Env = append(os.Environ(), "HOST="+host)
 	var p *traffic
-	ns.do(t, func() { p = runTraffic(t, exec.Command("python3", argv...)) })
+	ns.do(t, func() { p = runTraffic(t, cmd) })
 	p.ready()
 	return p
 }

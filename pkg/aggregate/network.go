@@ -88,14 +88,19 @@ func (t *Tracker) Network(w *events.Network) {
 	}
 	t.overflow(n)
 	if urgent {
-		n.certain = true
-		for i := range t.groups {
-			if g := &t.groups[i]; g.key.netns == n.Netns && g.live+g.waiting > 0 && g.finding == noFinding {
-				t.weighPorts(uint32(i))
-			}
-		}
-		n.certain = false
+		t.weighAll(n)
 	}
+}
+
+// weighAll weighs the ports of a network namespace of which it is certain what it allows.
+func (t *Tracker) weighAll(n *network) {
+	n.certain = true
+	for i := range t.groups {
+		if g := &t.groups[i]; g.key.netns == n.Netns && g.live+g.waiting > 0 && g.finding == noFinding {
+			t.weighPorts(uint32(i))
+		}
+	}
+	n.certain = false
 }
 
 // skipTimeWait notes a connection that should have gone into TIME_WAIT and has not: most

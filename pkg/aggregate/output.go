@@ -1,6 +1,8 @@
 package aggregate
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -212,10 +214,8 @@ func (t *Tracker) firstScan() {
 			t.adopt(i) // what is known of it by now is all
 		}
 	}
-	for i := range t.groups {
-		if g := &t.groups[i]; g.live+g.waiting > 0 {
-			t.weighPorts(uint32(i))
-		}
+	for _, inode := range slices.Sorted(maps.Keys(t.nets)) {
+		t.weighAll(t.nets[inode]) // it was looked up before the scan
 	}
 }
 

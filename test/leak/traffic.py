@@ -15,6 +15,7 @@ last connect(), or "failed OPENED FIRST LAST ERRNO" of the one that failed, and
 stays.
 """
 
+import os
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ import threading
 import time
 
 LIFE = 120  # seconds, should the test fail to end it
-HOST = "127.0.0.1"
+HOST = os.environ.get("HOST", "127.0.0.1")
 
 
 def say(*words):
