@@ -19,6 +19,9 @@ func explainNetwork(r *Finding, who, conns, since string) (message, advice strin
 		if r.Pid != 0 {
 			peer += " (" + who + " on this host)"
 		}
+		if e.Peer.Raddr.IsUnspecified() {
+			peer = "each of many other peers"
+		}
 		message = fmt.Sprintf("%s does not close: %s that this side has closed in FIN_WAIT2%s", peer, conns, since)
 		advice = "The peer has to close its end when it reads end-of-file."
 		switch {
@@ -48,9 +51,9 @@ func explainNetwork(r *Finding, who, conns, since string) (message, advice strin
 func explainPorts(p *PortsEvidence, who string, r *Finding) (message, advice string) {
 	used := p.Live + p.TimeWait
 	if p.Ours {
-		message = fmt.Sprintf("%s has %d connections in TIME_WAIT here, to port %d: as many as a client has ports by default is %d",
-			p.Raddr.Netip(), p.TimeWait, p.Port, p.Total)
-		return message, fmt.Sprintf("If that is a load balancer or NAT, more than %d connections a second (ports / 60 s) come too soon for TIME_WAIT: let the client close first, keep connections open, or give it more addresses.", p.Total/60)
+		message = fmt.Sprintf("%d connections from %s to port %d here are in TIME_WAIT; a client like this host has %d ports",
+			p.TimeWait, p.Raddr.Netip(), p.Port, p.Total)
+		return message, fmt.Sprintf("If that is a load balancer or NAT, its ports come round at more than %d connections a second (ports / 60 s), and a SYN for one in TIME_WAIT may be refused: let the client close first, keep connections open, or give it more addresses.", p.Total/60)
 	}
 	to := netip.AddrPortFrom(p.Raddr.Netip(), p.Port)
 	message = fmt.Sprintf("%d of %d ports from %s to %s are taken, %d of them in TIME_WAIT", used, p.Total, p.Laddr.Netip(), to, p.TimeWait)
