@@ -964,11 +964,14 @@ int BPF_PROG(timer_begins, struct timer_list *timer)
 	struct packet *p = packet();
 
 	if ((__u64)timer->function == tw_handler) {
-		/* mod_timer() starts again what it has just cancelled. */
-		bool again = p && p->tries && p->ended.ev.skaddr == (__u64)timewait_of(timer);
+		const struct tcp_timewait_sock *tw = timewait_of(timer);
+		/* mod_timer() starts again what it has just cancelled. The memory may be
+		 * another's by now. */
+		bool again = p && p->tries && p->ended.ev.skaddr == (__u64)tw &&
+			     p->ended.ev.cookie == (__u64)tw->tw_sk.__tw_common.skc_cookie.counter;
 
-		if (!excluded_timewait(timewait_of(timer)))
-			timewait_begins(timewait_of(timer), ticks_left(timer), again);
+		if (!excluded_timewait(tw))
+			timewait_begins(tw, ticks_left(timer), again);
 		return 0;
 	}
 	if (!p || !p->tries)
