@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"slices"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -31,6 +32,7 @@ func (t *Tracker) reconcile(s *events.Scan) {
 		t.table.at(i).scan = t.scan
 		t.decide(i)
 	}
+	t.findStrays(t.now, uint64(time.Millisecond)) // what there is of news has been read
 	if t.scanFrom == 0 {
 		return
 	}

@@ -395,12 +395,12 @@ func (t *Tracker) adopt(i uint32) {
 // the news comes with it, as a rule.
 const strayAfter = uint64(100 * time.Millisecond)
 
-// findStrays looks for the connections of minisockets that should have come from one:
-// the socket's last transition was missed.
-func (t *Tracker) findStrays(ktime uint64) {
+// findStrays looks for the connections of minisockets that should have come from one so
+// long ago: the socket's last transition was missed.
+func (t *Tracker) findStrays(ktime, after uint64) {
 	var strays []uint32
 	known := false
-	t.strays = t.expireMinis(t.strays, ktime, strayAfter, func(w waiter, i uint32, m *minisocket) {
+	t.strays = t.expireMinis(t.strays, ktime, after, func(w waiter, i uint32, m *minisocket) {
 		if !m.linked && m.begun <= w.ktime {
 			strays = append(strays, i)
 			known = known || m.Cookie != 0
@@ -410,7 +410,7 @@ func (t *Tracker) findStrays(ktime uint64) {
 	if known && !t.full() {
 		for i, c := range t.table.all() {
 			to := t.starting[c.Cookie]
-			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).begun+strayAfter {
+			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).begun+after {
 				continue
 			}
 			t.miss(c)
@@ -453,7 +453,7 @@ func (t *Tracker) settleEnds(ktime uint64) {
 // tickMinis lets time pass for minisockets.
 func (t *Tracker) tickMinis(ktime uint64) {
 	t.settleEnds(ktime)
-	t.findStrays(ktime)
+	t.findStrays(ktime, strayAfter)
 	t.tickOrphans(ktime)
 
 	t.looks = t.looks[:0]
