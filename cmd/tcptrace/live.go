@@ -295,6 +295,9 @@ func (r *runner) summarize(now time.Time) error {
 		r.nextAll = time.Now().Add(restAfterAll * took)
 		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", scan.Complete))
 	}
+	if err := r.look(r.pipe.tracker.InFinWait2()); err != nil {
+		return err
+	}
 	if err := r.catchUp(); err != nil {
 		return err
 	}
@@ -405,9 +408,6 @@ func (r *runner) loop(ctx context.Context) error {
 			if err := r.clock(); err != nil {
 				return err
 			}
-			if err := r.look(); err != nil {
-				return err
-			}
 			if r.pipe.out.broken() {
 				return nil
 			}
@@ -473,12 +473,15 @@ func (r *runner) clock() error {
 	if d := time.Duration(wall - r.wall); d.Abs() > 5*time.Millisecond {
 		r.wall = wall
 	}
-	return r.sink.Clock(ktime, r.wall)
+	if err := r.sink.Clock(ktime, r.wall); err != nil {
+		return err
+	}
+	return r.look(r.pipe.tracker.Looks())
 }
 
 // look looks at minisockets that may have gone on without an event.
-func (r *runner) look() error {
-	for at := range slices.Chunk(r.pipe.tracker.Looks(), probe.MaxLooks) {
+func (r *runner) look(at []events.Look) error {
+	for at := range slices.Chunk(at, probe.MaxLooks) {
 		if err := r.kernel.Look(at); err != nil {
 			return err
 		}

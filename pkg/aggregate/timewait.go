@@ -485,6 +485,23 @@ var lookAfter = [...]time.Duration{
 // FIN_WAIT2 at once never get there.
 const orphanAfter = 2
 
+// InFinWait2 returns all minisockets that may, whenever they are looked at next. It is good
+// until the next Tick.
+func (t *Tracker) InFinWait2() []events.Look {
+	t.looks = t.looks[:0]
+	if !t.fromTimers {
+		return t.looks
+	}
+	for _, ws := range t.lookAt {
+		for _, w := range ws {
+			if i := t.minis.find(w.addr); i != 0 && t.minis.at(i).state == events.FinWait2 {
+				t.looks = append(t.looks, events.Look{Skaddr: w.addr, Cookie: t.minis.at(i).Cookie})
+			}
+		}
+	}
+	return t.looks
+}
+
 // Looks returns the minisockets that may have gone from FIN_WAIT2 to TIME_WAIT. It is
 // good until the next Tick.
 func (t *Tracker) Looks() []events.Look { return t.looks }
