@@ -812,3 +812,19 @@ func TestFiltersReachIntoTimeWait(t *testing.T) {
 	s.handsOver(server, "F2>C", "TW", with(orphan|events.Done))
 	s.tells("5 late(7,close) F2>TW 0 mini")
 }
+
+// Before a summary all are looked at, whenever it is their turn.
+func TestAllInFinWait2MayBeLookedAt(t *testing.T) {
+	s := newMiniStory(t, Filter{})
+	s.orphaned(client)
+	s.pass(300) // between two looks
+	s.tick()
+	want := []events.Look{{Skaddr: mini(client).addr, Cookie: client.cookie}}
+	if got := s.tr.InFinWait2(); !slices.Equal(got, want) {
+		t.Errorf("in FIN_WAIT2: got %v, want %v", got, want)
+	}
+	s.begins(mini(client), "TW", timeWait)
+	if got := s.tr.InFinWait2(); len(got) != 0 {
+		t.Errorf("in TIME_WAIT: got %v, want none", got)
+	}
+}
