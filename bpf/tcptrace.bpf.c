@@ -9,7 +9,8 @@
  *
  * All reads of kernel memory are direct BTF loads. They cost less than
  * bpf_probe_read and are allowed under lockdown=confidentiality, which
- * refuses the latter.
+ * refuses the latter. (And makes cilium/ebpf take it in place of
+ * bpf_probe_read_user, which would be allowed: hence reads_user.)
  *
  * The programs that trace:
  *   set_state, set_state_nested  the transitions; see set_state_nested for why two
@@ -49,6 +50,7 @@ const struct timewait *unused_timewait __attribute__((unused));
 const volatile __u32 pidns_inum;      /* 0: the agent is in the initial PID namespace */
 const volatile __u32 self_pid;        /* the agent's, in its own PID namespace */
 const volatile __u64 jiffy_ns;        /* one jiffy */
+const volatile bool reads_user;       /* bpf_probe_read_user is allowed, see below */
 const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
 const volatile __u32 filter_netns;    /* 0: all */
 const volatile __u16 filter_family;   /* 0: both */
@@ -676,9 +678,10 @@ static __always_inline bool makes_way_for_connect(const struct timewait *tw)
 	return sk->__sk_common.skc_state == TCP_SYN_SENT && has_ends_of(&sk->__sk_common, tw);
 }
 
-/* Reports whether the current task asks NETLINK_SOCK_DIAG of this network namespace to
- * kill a socket, as ss -K does. */
-static __always_inline bool asks_to_kill(const struct net *net)
+/* Says whether the current task asks NETLINK_SOCK_DIAG of this network namespace to
+ * kill a socket, as ss -K does: TW_KILLED; TW_OTHER if not; 0 if it asks for something
+ * that may not be read. */
+static __always_inline __u8 asks_to_kill(const struct net *net)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	long nr, fd, sendmsg, sendto;
@@ -688,7 +691,7 @@ static __always_inline bool asks_to_kill(const struct net *net)
 	__u16 type = 0;
 
 	if (!bpf_rdonly_cast || task->flags & PF_KTHREAD)
-		return false;
+		return TW_OTHER;
 	regs = (const struct pt_regs *)bpf_task_pt_regs(task);
 	if (bpf_core_field_exists(struct pt_regs___x86, orig_ax)) {
 		nr = ((struct pt_regs___x86 *)regs)->orig_ax;
@@ -704,16 +707,20 @@ static __always_inline bool asks_to_kill(const struct net *net)
 		sendto = 206;
 	}
 	if (nr != sendmsg && nr != sendto)
-		return false;
+		return TW_OTHER;
 	sk = sock_of_fd(task, fd);
 	if (!sk || sk->__sk_common.skc_family != AF_NETLINK || sk->sk_protocol != NETLINK_SOCK_DIAG ||
 	    sk->__sk_common.skc_net.net->ns.inum != net->ns.inum)
-		return false;
+		return TW_OTHER;
+	if (!reads_user)
+		return 0;
 	/* struct user_msghdr.msg_iov, struct iovec.iov_base, struct nlmsghdr.nlmsg_type */
 	if (nr == sendmsg && (bpf_probe_read_user(&request, sizeof(request), request + 16) ||
 			      bpf_probe_read_user(&request, sizeof(request), request)))
-		return false;
-	return !bpf_probe_read_user(&type, sizeof(type), request + 4) && type == SOCK_DESTROY;
+		return 0;
+	if (bpf_probe_read_user(&type, sizeof(type), request + 4))
+		return 0;
+	return type == SOCK_DESTROY ? TW_KILLED : TW_OTHER;
 }
 
 /* Reports whether the last reference to a network namespace is gone, and it is
@@ -836,11 +843,15 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 		p->twaddr = 0;
 	} else if (traced ? is_called_by_connect(e) : makes_way_for_connect(e)) {
 		e->why = TW_CONNECT;
-	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net) ||
-		   (traced ? is_aborted(tw) : asks_to_kill(tw->tw_sk.__tw_common.skc_net.net))) {
+	} else if (is_over(tw->tw_sk.__tw_common.skc_net.net)) {
 		e->why = TW_KILLED;
 	} else {
-		e->why = sees_packets && (traced || bpf_rdonly_cast) ? TW_OTHER : 0;
+		if (traced)
+			e->why = is_aborted(tw) ? TW_KILLED : TW_OTHER;
+		else if (bpf_rdonly_cast)
+			e->why = asks_to_kill(tw->tw_sk.__tw_common.skc_net.net);
+		if (e->why == TW_OTHER && !sees_packets)
+			e->why = 0;
 		if (p) {
 			p->ended = *e;
 			p->tries = 4;

@@ -6,6 +6,8 @@ import (
 	"syscall"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,6 +52,7 @@ func configure(spec *ebpf.CollectionSpec, cfg Config) error {
 		tcptraceVarPidnsInum:    pidns,
 		tcptraceVarSelfPid:      uint32(os.Getpid()),
 		tcptraceVarJiffyNs:      jiffy(),
+		tcptraceVarReadsUser:    features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel) == nil,
 		tcptraceVarWakeupBytes:  uint64(cfg.RingBytes / 8),
 		tcptraceVarFilterNetns:  f.Netns,
 		tcptraceVarFilterFamily: family,

@@ -208,6 +208,7 @@ const (
 	tcptraceVarJiffyNs               = "jiffy_ns"
 	tcptraceVarLports                = "lports"
 	tcptraceVarPidnsInum             = "pidns_inum"
+	tcptraceVarReadsUser             = "reads_user"
 	tcptraceVarRports                = "rports"
 	tcptraceVarSeesPackets           = "sees_packets"
 	tcptraceVarSelfPid               = "self_pid"
@@ -312,6 +313,7 @@ type tcptraceVariableSpecs struct {
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
 	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
+	ReadsUser        *ebpf.VariableSpec `ebpf:"reads_user"`
 	Rports           *ebpf.VariableSpec `ebpf:"rports"`
 	SeesPackets      *ebpf.VariableSpec `ebpf:"sees_packets"`
 	SelfPid          *ebpf.VariableSpec `ebpf:"self_pid"`
@@ -384,6 +386,7 @@ type tcptraceVariables struct {
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
 	Lports           *ebpf.Variable `ebpf:"lports"`
 	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
+	ReadsUser        *ebpf.Variable `ebpf:"reads_user"`
 	Rports           *ebpf.Variable `ebpf:"rports"`
 	SeesPackets      *ebpf.Variable `ebpf:"sees_packets"`
 	SelfPid          *ebpf.Variable `ebpf:"self_pid"`
