@@ -136,7 +136,7 @@ func (t *Tracker) Tick(ktime uint64) {
 	t.tickPorts()
 	t.tickChurns()
 	t.expireSuspects()
-	t.report()
+	t.report(maxWalks)
 }
 
 // expire calls f for the waiters that have waited for as long as after, if their

@@ -64,10 +64,9 @@ const retryAfter = uint64(200 * time.Millisecond)
 
 func (k Kind) walks() bool { return k == FinWait2Stuck || k == TimeWaitPorts }
 
-// report says what is new.
-func (t *Tracker) report() {
+// report says what is new; of what needs a walk, not more than so much.
+func (t *Tracker) report(walks int) {
 	t.urgent = false
-	walks := maxWalks
 	for n, f := range t.findings {
 		if f == nil || t.now < f.retry {
 			continue
@@ -86,7 +85,7 @@ func (t *Tracker) report() {
 			}
 		}
 		if t.due(f) {
-			if f.kind.walks() {
+			if f.kind.walks() && f.members > 0 {
 				if walks == 0 {
 					continue // for another time
 				}
@@ -136,7 +135,7 @@ func (t *Tracker) Finish() (refused int) {
 			f.retry = 0
 		}
 	}
-	t.report()
+	t.report(len(t.findings))
 	t.reportExits(0)
 	refused = len(t.exits)
 	for _, f := range t.findings {

@@ -221,7 +221,7 @@ func (t *Tracker) Observe(ev *events.Event) {
 	}
 	if t.urgent {
 		t.now = max(t.now, ev.Ktime)
-		t.report()
+		t.report(maxWalks)
 	}
 }
 
