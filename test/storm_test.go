@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel.md, scenario 36, at the size that the product promises.
+// A storm of the size that the product promises.
 func TestAStormOfAHundredThousandConnectionsIsSeenWhole(t *testing.T) {
 	const connections = 100_000
 	bin := buildStorm(t)
@@ -47,7 +47,7 @@ func TestAStormOfAHundredThousandConnectionsIsSeenWhole(t *testing.T) {
 }
 
 // quietStorm runs a storm in which the kernel lost nothing. On some hosts it
-// loses a pair of transitions now and then and counts it nowhere (kernel.md, E1).
+// loses a pair of transitions now and then and counts it nowhere.
 // tcptrace must notice that, and does; such a storm proves nothing else.
 func quietStorm(t *testing.T, bin string, connections int, flags ...string) stormRun {
 	t.Helper()

@@ -6,7 +6,7 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// The rows of kernel.md, section A and B, that end in CLOSE.
+// The ways to CLOSE.
 func TestHowAConnectionEndsIsReadOffItsLastTransition(t *testing.T) {
 	const (
 		own  = events.Owned

@@ -16,7 +16,7 @@ func (s *story) open(k sock) {
 	s.accept(k, 1, "srv")
 }
 
-// The rows of kernel.md, section A, after which a connection is over and its
+// The transitions after which a connection is over and its
 // descriptor still open: ss does not show it.
 func TestAConnectionThatIsOverWithItsDescriptorOpenIsALeak(t *testing.T) {
 	const (
@@ -142,7 +142,7 @@ func TestASocketWithoutAnEndedConnectionIsNoLeak(t *testing.T) {
 	}
 }
 
-// kernel.md, scenario 26: accept() hands it out all the same.
+// accept() hands it out all the same.
 func TestAConnectionThatIsResetInTheAcceptQueueCountsFromAcceptOn(t *testing.T) {
 	s := newStory(t, Filter{})
 	s.step(listen, "C>L", by(1, "srv"))

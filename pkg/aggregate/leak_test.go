@@ -68,7 +68,7 @@ func TestASocketThatIsClosedInTimeIsNoLeak(t *testing.T) {
 	}
 }
 
-// kernel.md, section D: rcv_nxt - copied_seq counts the FIN as a byte.
+// rcv_nxt - copied_seq counts the FIN as a byte.
 func TestTheVerdictIsWhatTheProcessHasRead(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -7,7 +7,7 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// kernel.md, scenario 29: the acceptor closes its descriptor, which says nothing,
+// the acceptor closes its descriptor, which says nothing,
 // and the child that inherited one is killed.
 func TestTheLastHolderIsTheOneThatCloses(t *testing.T) {
 	s := newStory(t, Filter{})
@@ -59,7 +59,7 @@ func TestACloseByTheKernelItselfIsNobodys(t *testing.T) {
 	)
 }
 
-// kernel.md, scenario 25.
+// Closing a listener.
 func TestAChildThatNobodyAcceptedIsItsListeners(t *testing.T) {
 	s := newStory(t, Filter{})
 	s.step(listen, "C>L", by(1, "srv"))

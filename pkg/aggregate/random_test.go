@@ -12,7 +12,7 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// Lives that a socket can have, by kernel.md, section A. In those that begin at a
+// Lives that a socket can have. In those that begin at a
 // listener, accept() comes somewhere before the process does anything. "!" is
 // shutdown(SHUT_WR) instead of close(); "+" names the state of the minisocket that takes
 // over (section B).

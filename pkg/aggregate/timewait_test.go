@@ -118,7 +118,7 @@ func (s *story) checkNoMinis() {
 	}
 }
 
-// kernel.md, section B: the FIN arrives in FIN_WAIT2, and TIME_WAIT begins there and
+// the FIN arrives in FIN_WAIT2, and TIME_WAIT begins there and
 // then. Its timer is up to two seconds late at 250 Hz.
 func TestTimeWaitIsToldFromItsBeginningToItsEnd(t *testing.T) {
 	s := newMiniStory(t, Filter{})
@@ -164,7 +164,7 @@ func TestAnOrphanStaysInFinWait2UntilItsPeersFin(t *testing.T) {
 	s.checkNoMinis()
 }
 
-// kernel.md, section B, "Life after creation", and the rows of its list of scenarios
+// What can happen to a minisocket, and the scenarios
 // that end a minisocket (21, 23, 30). left is what the kernel says of the timer.
 func TestWhatEndsAMinisocket(t *testing.T) {
 	for _, tt := range []struct {
@@ -294,7 +294,7 @@ func TestAnEndThatABeginningFollowsIsNone(t *testing.T) {
 	s.checkNoMinis()
 }
 
-// kernel.md: a timer that stays in its bucket of the wheel is set anew in silence, but
+// a timer that stays in its bucket of the wheel is set anew in silence, but
 // when it ends, expires − 60 s is when the FIN came.
 func TestAFinThatNothingShowedIsToldByTheEnd(t *testing.T) {
 	for _, tt := range []struct {
@@ -321,7 +321,7 @@ func TestAFinThatNothingShowedIsToldByTheEnd(t *testing.T) {
 	}
 }
 
-// kernel.md, scenario 8.
+// Both sides close at once.
 func TestASimultaneousCloseGoesFromClosingToTimeWait(t *testing.T) {
 	s := newMiniStory(t, Filter{})
 	s.step(client, "C>SS", by(2, "cli"))
@@ -395,7 +395,7 @@ func TestAMinisocketsAddressThatIsUsedAgainMixesNoConnections(t *testing.T) {
 	}
 }
 
-// kernel.md, scenario 3: shutdown(SHUT_WR), the peer closes, and the descriptor is
+// shutdown(SHUT_WR), the peer closes, and the descriptor is
 // open. TIME_WAIT begins; and ss shows the one, but not the leak.
 func TestADescriptorThatOutlivesItsConnectionIsALeakInTimeWaitToo(t *testing.T) {
 	s := newMiniStory(t, Filter{})
@@ -590,7 +590,7 @@ func TestMinisocketsInFinWait2AreLookedAt(t *testing.T) {
 		}
 	}
 	// Most leave it at once. After some seconds the timer's bucket is another, and the
-	// event does not fail to come (kernel.md: 5.12 s wide at 100 Hz).
+	// event does not fail to come (5.12 s wide at 100 Hz).
 	if len(at) < 3 || at[0] > 50 || at[len(at)-1] < 5120 {
 		t.Errorf("looked at after %v ms, want it soon, more than once, and once after 5120 ms", at)
 	}

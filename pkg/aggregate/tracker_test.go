@@ -15,7 +15,7 @@ var (
 	listen = sock{addr: 0x10, cookie: 0x1, lport: 80}
 )
 
-// kernel.md, scenario 1: the client closes first, the server after 500 ms.
+// the client closes first, the server after 500 ms.
 func TestBothEndsOfAConnectionAreToldWithTheirTimesAndOwners(t *testing.T) {
 	s := newStory(t, Filter{})
 	unbound := client
@@ -174,7 +174,7 @@ func TestAChildWithoutACookieIsAlwaysANewSocket(t *testing.T) {
 	)
 }
 
-// kernel.md, scenario 27.
+// connect(AF_UNSPEC), and another connection of the same socket.
 func TestOneSocketCanCarryTwoConnections(t *testing.T) {
 	s := newStory(t, Filter{})
 	s.steps(client, "C>SS SS>E", by(2, "cli"))
