@@ -117,6 +117,11 @@ struct net {
 	struct ns_common ns;
 };
 
+/* Before 5.11. */
+struct net___old {
+	refcount_t count;
+};
+
 typedef struct {
 	struct net *net;
 } possible_net_t;

@@ -7,21 +7,23 @@
  * kernel side only copies, and turns away early what a filter excludes for
  * certain.
  *
- * All reads of kernel memory are direct BTF loads. They cost less than
- * bpf_probe_read and are allowed under lockdown=confidentiality, which
- * refuses the latter. (And makes cilium/ebpf take it in place of
- * bpf_probe_read_user, which would be allowed: hence reads_user.)
+ * Kernel memory is read by direct BTF loads. They cost less than bpf_probe_read
+ * and are allowed under lockdown=confidentiality, which refuses the latter.
+ * Only what an old kernel gives no type for is read the other way (see READ).
  *
  * The programs that trace:
  *   set_state, set_state_nested  the transitions; see set_state_nested for why two
+ *   listener_clones              whose child a socket is, on an old kernel
  *   destroy_sock                 a socket's memory is released
  *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
  *   process_fork                 who is whose child
+ *   ..._raw                      the same for a kernel without types
  *   timewait_*                   minisockets: TIME_WAIT, and FIN_WAIT2 without a process
  *   timer_*                      the same where functions cannot be traced
  * and those that the agent runs:
  *   dump_tcp, dump_files         sockets that exist, and who holds them
  *   look_timewait                what has become of some minisockets
+ *   try_*                        nothing: whether they load is what counts
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -46,11 +48,16 @@ const struct process *unused_process __attribute__((unused));
 const struct timewait *unused_timewait __attribute__((unused));
 
 /* Set by the agent before the programs are loaded, so that the verifier drops
- * the branches that a run does not need. */
+ * the branches that a run does not need, or that the kernel has not got the
+ * helpers for. */
 const volatile __u32 pidns_inum;      /* 0: the agent is in the initial PID namespace */
 const volatile __u32 self_pid;        /* the agent's, in its own PID namespace */
 const volatile __u64 jiffy_ns;        /* one jiffy */
-const volatile bool reads_user;       /* bpf_probe_read_user is allowed, see below */
+const volatile bool may_probe;        /* bpf_probe_read_{kernel,user} are allowed */
+const volatile bool has_cookies;      /* bpf_get_socket_cookie, since 5.12 */
+const volatile bool has_storage;      /* bpf_sk_storage_get, since 5.11 */
+const volatile bool has_task;         /* bpf_get_current_task_btf, since 5.11 */
+const volatile bool has_numbers;      /* pid.numbers is declared with its length open, since 6.6 */
 const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
 const volatile __u32 filter_netns;    /* 0: all */
 const volatile __u16 filter_family;   /* 0: both */
@@ -133,6 +140,16 @@ struct {
 	__type(value, __u8);
 } remotes SEC(".maps");
 
+/* Reads a member, through pointers if there are several: directly where the
+ * verifier knows the type of p, by bpf_probe_read_kernel where it does not. The
+ * functions that may be in either place say which by a parameter that hides this
+ * constant; as they are inlined, one way is left of the two. */
+static const bool probed = false;
+
+#define READ(p, ...) (probed ? BPF_CORE_READ(p, __VA_ARGS__) : ___arrow(p, __VA_ARGS__))
+#define READ_BITFIELD(p, member) \
+	(probed ? BPF_CORE_READ_BITFIELD_PROBED(p, member) : BPF_CORE_READ_BITFIELD(p, member))
+
 /* Waking the reader costs more than the record (an irq_work and a task switch,
  * and softirqs on top of this program). It reads on a deadline of its own and
  * is woken only when the ring fills faster than that. */
@@ -158,10 +175,14 @@ static __always_inline struct counters *counters(void)
 			__sync_fetch_and_add(&(c)->field, 1); \
 	} while (0)
 
-static __always_inline void copy_addr(__u8 *to, const struct in6_addr *from)
+static __always_inline void copy_addr(__u8 *to, const struct in6_addr *from, bool probed)
 {
 	__u32 *t = (__u32 *)to;
 
+	if (probed) {
+		bpf_core_read(to, 16, from);
+		return;
+	}
 	t[0] = from->in6_u.u6_addr32[0];
 	t[1] = from->in6_u.u6_addr32[1];
 	t[2] = from->in6_u.u6_addr32[2];
@@ -180,17 +201,31 @@ static __always_inline void map_addr(__u8 *to, __be32 from)
 
 /* The process's PID as the agent's PID namespace has it: struct pid carries a
  * number for each level of namespaces from the initial one down. */
-static __always_inline __u32 pid_in_namespace(struct pid *pid)
+static __always_inline __u32 pid_in_namespace(struct pid *pid, bool probed)
 {
+	unsigned int level;
+
 	if (!pid)
 		return 0;
-	/* Before 6.6 the array was declared with one element, and the verifier
-	 * holds direct loads to that. */
-	if (bpf_core_field_size(pid->numbers) != 0)
+	level = READ(pid, level);
+	/* The verifier holds direct loads to the length that an array is declared with. */
+	if (probed || !has_numbers) {
+		if (!may_probe)
+			return 0;
+		for (int i = 1; i < 8; i++) {
+			const struct upid *at = (const struct upid *)((__u64)pid + bpf_core_field_offset(pid->numbers) +
+								      i * bpf_core_type_size(struct upid));
+
+			if (level < i)
+				break;
+			if (BPF_CORE_READ(at, ns, ns.inum) == pidns_inum)
+				return BPF_CORE_READ(at, nr);
+		}
 		return 0;
+	}
 #pragma unroll
 	for (int i = 1; i < 8; i++) {
-		if (pid->level < i)
+		if (level < i)
 			break;
 		if (pid->numbers[i].ns->ns.inum == pidns_inum)
 			return pid->numbers[i].nr;
@@ -198,20 +233,24 @@ static __always_inline __u32 pid_in_namespace(struct pid *pid)
 	return 0;
 }
 
-static __always_inline void copy_proc(struct proc *p, struct task_struct *task)
+static __always_inline void copy_proc(struct proc *p, struct task_struct *task, bool probed)
 {
-	struct task_struct *leader = task->group_leader;
+	struct task_struct *leader = READ(task, group_leader);
 	__u64 *comm = (__u64 *)p->comm;
 
 	p->hidden = 0;
 	if (pidns_inum) {
-		p->pid = pid_in_namespace(leader->thread_pid);
+		p->pid = pid_in_namespace(READ(leader, thread_pid), probed);
 		if (!p->pid)
-			p->hidden = task->tgid;
+			p->hidden = READ(task, tgid);
 	} else {
-		p->pid = task->tgid;
+		p->pid = READ(task, tgid);
 	}
 	/* Threads have names of their own; users know the process by its leader's. */
+	if (probed) {
+		bpf_core_read(comm, sizeof(p->comm), &leader->comm);
+		return;
+	}
 	comm[0] = ((__u64 *)leader->comm)[0];
 	comm[1] = ((__u64 *)leader->comm)[1];
 }
@@ -225,11 +264,31 @@ static __always_inline void no_proc(struct proc *p)
 	w[2] = 0;
 }
 
-static __always_inline void copy_header(struct event *ev, const struct sock *sk, __u8 kind)
+/* The current task's process, and its flags (PF_*). Where they cannot be read, it is
+ * nobody's. */
+static __always_inline unsigned int copy_current(struct proc *p)
+{
+	struct task_struct *task;
+
+	if (has_task) {
+		task = bpf_get_current_task_btf();
+		copy_proc(p, task, false);
+		return task->flags;
+	}
+	if (!may_probe) {
+		no_proc(p);
+		return PF_KTHREAD;
+	}
+	task = (struct task_struct *)bpf_get_current_task();
+	copy_proc(p, task, true);
+	return BPF_CORE_READ(task, flags);
+}
+
+static __always_inline void copy_header(struct event *ev, const struct sock *sk, __u8 kind, bool probed)
 {
 	ev->ktime_ns = bpf_ktime_get_boot_ns();
 	ev->skaddr = (__u64)sk;
-	ev->netns = sk->__sk_common.skc_net.net->ns.inum;
+	ev->netns = READ(sk, __sk_common.skc_net.net, ns.inum);
 	ev->kind = kind;
 	ev->oldstate = 0;
 	ev->newstate = 0;
@@ -239,50 +298,51 @@ static __always_inline void copy_header(struct event *ev, const struct sock *sk,
 /* All of the ends but the local port, which is not always there. */
 #define COPY_ENDS(e, skc) \
 	do { \
-		(e)->family = (skc)->skc_family; \
-		(e)->rport = bpf_ntohs((skc)->skc_dport); \
-		if ((skc)->skc_family == AF_INET6) { \
-			copy_addr((e)->laddr, &(skc)->skc_v6_rcv_saddr); \
-			copy_addr((e)->raddr, &(skc)->skc_v6_daddr); \
+		(e)->family = READ(skc, skc_family); \
+		(e)->rport = bpf_ntohs(READ(skc, skc_dport)); \
+		if ((e)->family == AF_INET6) { \
+			copy_addr((e)->laddr, &(skc)->skc_v6_rcv_saddr, probed); \
+			copy_addr((e)->raddr, &(skc)->skc_v6_daddr, probed); \
 		} else { \
-			map_addr((e)->laddr, (skc)->skc_rcv_saddr); \
-			map_addr((e)->raddr, (skc)->skc_daddr); \
+			map_addr((e)->laddr, READ(skc, skc_rcv_saddr)); \
+			map_addr((e)->raddr, READ(skc, skc_daddr)); \
 		} \
 	} while (0)
 
 /* Everything of a transition but its process and its header's states. */
 static __always_inline void copy_socket(struct transition *e, const struct sock *sk,
-					const struct tcp_sock *tp, int newstate)
+					const struct tcp_sock *tp, int newstate, bool probed)
 {
-	unsigned long skflags = sk->__sk_common.skc_flags;
+	const struct sock_common *skc = &sk->__sk_common;
+	unsigned long skflags = READ(skc, skc_flags);
 	__u8 flags = 0;
 
 	/* Before CLOSE the port is already given back (skc_num 0) but still
 	 * written in inet_sport. At CLOSE -> SYN_SENT it is the other way round:
 	 * inet_sport may be left over from an earlier connection. */
 	if (newstate == TCP_SYN_SENT)
-		e->lport = sk->__sk_common.skc_num;
+		e->lport = READ(skc, skc_num);
 	else
-		e->lport = bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	COPY_ENDS(e, &sk->__sk_common);
-	e->shutdown = sk->sk_shutdown;
-	e->linger2 = tp->linger2 < 0;
-	e->err = sk->sk_err;
-	e->unread = tp->rcv_nxt - tp->copied_seq;
-	e->sent = tp->bytes_sent - tp->bytes_retrans;
-	e->received = tp->bytes_received;
+		e->lport = bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport));
+	COPY_ENDS(e, skc);
+	e->shutdown = READ(sk, sk_shutdown);
+	e->linger2 = READ(tp, linger2) < 0;
+	e->err = READ(sk, sk_err);
+	e->unread = READ(tp, rcv_nxt) - READ(tp, copied_seq);
+	e->sent = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
+	e->received = READ(tp, bytes_received);
 
-	if (sk->sk_lock.owned)
+	if (READ(sk, sk_lock.owned))
 		flags |= F_OWNED;
-	if (sk->sk_socket)
+	if (READ(sk, sk_socket))
 		flags |= F_SOCKET;
 	if (skflags & (1UL << SOCK_DEAD))
 		flags |= F_DEAD;
 	if (skflags & (1UL << SOCK_DONE))
 		flags |= F_DONE;
-	if ((skflags & (1UL << SOCK_LINGER)) && sk->sk_lingertime)
+	if ((skflags & (1UL << SOCK_LINGER)) && READ(sk, sk_lingertime))
 		flags |= F_LINGER;
-	if (newstate == TCP_CLOSE && BPF_CORE_READ_BITFIELD(tp, repair))
+	if (newstate == TCP_CLOSE && READ_BITFIELD(tp, repair))
 		flags |= F_REPAIR;
 	e->ev.flags = flags;
 }
@@ -292,19 +352,19 @@ static __always_inline bool has_port(const volatile __u8 *set, __u16 port)
 	return set[port >> 3] & (1 << (port & 7));
 }
 
-static __always_inline bool excluded_peer(const struct sock_common *skc)
+static __always_inline bool excluded_peer(const struct sock_common *skc, bool probed)
 {
 	struct remote_key key = { .prefixlen = 128 };
 	bool mapped;
 
-	if (filter_rport && !has_port(rports, bpf_ntohs(skc->skc_dport)))
+	if (filter_rport && !has_port(rports, bpf_ntohs(READ(skc, skc_dport))))
 		return true;
 	if (!filter_family && !filter_remote)
 		return false;
-	if (skc->skc_family != AF_INET6)
-		map_addr(key.addr, skc->skc_daddr);
+	if (READ(skc, skc_family) != AF_INET6)
+		map_addr(key.addr, READ(skc, skc_daddr));
 	else
-		copy_addr(key.addr, &skc->skc_v6_daddr);
+		copy_addr(key.addr, &skc->skc_v6_daddr, probed);
 	mapped = ((__u32 *)key.addr)[0] == 0 && ((__u32 *)key.addr)[1] == 0 &&
 		 ((__u32 *)key.addr)[2] == bpf_htonl(0xffff);
 	if (filter_family && (filter_family == AF_INET) != mapped)
@@ -319,9 +379,9 @@ static __always_inline bool excluded_peer(const struct sock_common *skc)
  * makes it known passes too, so that the agent can forget a socket that turned
  * out not to match. */
 static __always_inline bool excluded(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
-				     int newstate)
+				     int newstate, bool probed)
 {
-	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+	if (filter_netns && READ(sk, __sk_common.skc_net.net, ns.inum) != filter_netns)
 		return true;
 
 	/* A listener matters for its children, whatever it is itself; and listen()
@@ -330,34 +390,64 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 		return false;
 
 	if (filter_lport && newstate != TCP_SYN_SENT && oldstate != TCP_SYN_SENT &&
-	    !has_port(lports, bpf_ntohs(tp->inet_conn.icsk_inet.inet_sport)))
+	    !has_port(lports, bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport))))
 		return true;
 
 	if (oldstate == TCP_LISTEN || oldstate == TCP_SYN_RECV)
 		return false;
 
-	return excluded_peer(&sk->__sk_common);
+	return excluded_peer(&sk->__sk_common, probed);
 }
 
 /* The process that is in a system call on the socket. */
 static __always_inline void copy_owner(struct transition *e, int newstate)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	unsigned int pf = task->flags;
+	unsigned int pf = copy_current(&e->proc);
 
 	if (pf & PF_KTHREAD) {
 		e->ev.flags |= F_KTHREAD;
+		no_proc(&e->proc);
 		return;
 	}
 	if (pf & PF_EXITING)
 		e->ev.flags |= F_EXITING;
-	copy_proc(&e->proc, task);
 	/* An iterator of the agent's may be the last to let go of a file, or hold
 	 * a socket's lock: that makes it nobody's owner. */
 	if (e->proc.pid == self_pid && newstate != TCP_SYN_SENT && newstate != TCP_LISTEN) {
 		e->ev.flags |= F_KTHREAD;
 		no_proc(&e->proc);
 	}
+}
+
+/* Where sockets have no storage: the listener that is being cloned on this CPU.
+ * Its child is announced before anything else can happen there. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} cloning SEC(".maps");
+
+SEC("fentry/inet_csk_clone_lock")
+int BPF_PROG(listener_clones, const struct sock *sk)
+{
+	__u32 zero = 0;
+	__u64 *l = bpf_map_lookup_elem(&cloning, &zero);
+
+	if (l)
+		*l = (__u64)sk;
+	return 0;
+}
+
+/* The listener of a child that is being announced: its cookie, or its address
+ * where sockets have no storage; 0: not known. */
+static __always_inline __u64 listener_of_child(const struct sock *sk)
+{
+	__u32 zero = 0;
+	__u64 *l = has_storage ? bpf_sk_storage_get(&listener_of, (void *)sk, 0, 0) :
+				 bpf_map_lookup_elem(&cloning, &zero);
+
+	return l ? *l : 0;
 }
 
 /* The socket that a task is in connect() with, by its PID's low bits: two that
@@ -381,17 +471,18 @@ static __always_inline struct connecting *connecting_of(struct task_struct *task
 	return bpf_map_lookup_elem(&connecting, &place);
 }
 
-static __always_inline void emit(const struct sock *sk, int oldstate, int newstate)
+static __always_inline void emit(const struct sock *sk, int oldstate, int newstate, bool probed)
 {
+	bool born = oldstate == TCP_LISTEN && newstate != TCP_CLOSE;
 	struct counters *c = counters();
 	const struct tcp_sock *tp;
 	struct transition *e;
 
-	tp = (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
+	tp = probed ? (const struct tcp_sock *)sk : (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp)
 		return;
 	COUNT(c, seen);
-	if (newstate == TCP_SYN_SENT) {
+	if (newstate == TCP_SYN_SENT && bpf_rdonly_cast && !probed) {
 		struct task_struct *task = bpf_get_current_task_btf();
 		struct connecting *at = connecting_of(task);
 
@@ -400,7 +491,7 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 			at->skaddr = (__u64)sk;
 		}
 	}
-	if (excluded(sk, tp, oldstate, newstate)) {
+	if (excluded(sk, tp, oldstate, newstate, probed)) {
 		COUNT(c, filtered);
 		return;
 	}
@@ -409,31 +500,30 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 		COUNT(c, ring_full);
 		return;
 	}
-	copy_header(&e->ev, sk, EVENT_TRANSITION);
+	copy_header(&e->ev, sk, EVENT_TRANSITION, probed);
 	e->ev.oldstate = oldstate;
 	e->ev.newstate = newstate;
 	e->listener = 0;
 	/* Before 6.15 a child is announced while it is a mere copy of its listener,
 	 * cookie included. It has none of its own yet, nor should it be given one. */
-	if (oldstate == TCP_LISTEN && newstate != TCP_CLOSE && !sk->__sk_common.skc_dport)
+	if (born && !READ(sk, __sk_common.skc_dport))
 		e->ev.cookie = 0;
-	else
+	else if (has_cookies && !probed)
 		e->ev.cookie = bpf_get_socket_cookie((void *)sk);
-	copy_socket(e, sk, tp, newstate);
+	else
+		e->ev.cookie = READ(sk, __sk_common.skc_cookie.counter);
+	copy_socket(e, sk, tp, newstate, probed);
 	no_proc(&e->proc);
 	if (e->ev.flags & F_OWNED)
 		copy_owner(e, newstate);
-	if (newstate == TCP_LISTEN) {
+	if (newstate == TCP_LISTEN && has_storage && !probed) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
 			*l = e->ev.cookie;
-	} else if (oldstate == TCP_LISTEN && newstate != TCP_CLOSE) {
-		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, 0);
-
-		if (l)
-			e->listener = *l;
 	}
+	if (born && !probed)
+		e->listener = listener_of_child(sk);
 	bpf_ringbuf_submit(e, submit_flags());
 }
 
@@ -449,7 +539,7 @@ int BPF_PROG(set_state, const struct sock *sk, const int oldstate, const int new
 	}
 	/* MPTCP's outer socket (262), SCTP and DCCP announce themselves here too. */
 	if (sk->sk_protocol == IPPROTO_TCP)
-		emit(sk, oldstate, newstate);
+		emit(sk, oldstate, newstate, false);
 	return 0;
 }
 
@@ -472,29 +562,51 @@ int BPF_PROG(set_state_nested, const struct sock *sk, const int oldstate, const 
 	c = counters();
 	COUNT(c, rescued);
 	if (sk->sk_protocol == IPPROTO_TCP)
-		emit(sk, oldstate, newstate);
+		emit(sk, oldstate, newstate, false);
 	return 0;
+}
+
+/* For a kernel without types of its own: they come from a file, and what is read
+ * has none for the verifier. */
+SEC("raw_tp/inet_sock_set_state")
+int BPF_PROG(set_state_raw, const struct sock *sk, const int oldstate, const int newstate)
+{
+	if (BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+		emit(sk, oldstate, newstate, true);
+	return 0;
+}
+
+static __always_inline void emit_destroy(const struct sock *sk, bool probed)
+{
+	struct counters *c;
+	struct event *e;
+
+	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+		return;
+	if (filter_netns && READ(sk, __sk_common.skc_net.net, ns.inum) != filter_netns)
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return;
+	}
+	copy_header(e, sk, EVENT_DESTROY, probed);
+	e->cookie = READ(sk, __sk_common.skc_cookie.counter);
+	bpf_ringbuf_submit(e, submit_flags());
 }
 
 SEC("tp_btf/tcp_destroy_sock")
 int BPF_PROG(destroy_sock, struct sock *sk)
 {
-	struct counters *c;
-	struct event *e;
+	emit_destroy(sk, false);
+	return 0;
+}
 
-	if (sk->sk_protocol != IPPROTO_TCP)
-		return 0;
-	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
-		return 0;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		c = counters();
-		COUNT(c, records_lost);
-		return 0;
-	}
-	copy_header(e, sk, EVENT_DESTROY);
-	e->cookie = sk->__sk_common.skc_cookie.counter;
-	bpf_ringbuf_submit(e, submit_flags());
+SEC("raw_tp/tcp_destroy_sock")
+int BPF_PROG(destroy_sock_raw, struct sock *sk)
+{
+	emit_destroy(sk, true);
 	return 0;
 }
 
@@ -523,13 +635,12 @@ static __always_inline const struct sock *sock_of_fd(struct task_struct *task, l
 	return socket->sk;
 }
 
-static __always_inline void emit_accept(const struct sock *sk, struct task_struct *task)
+static __always_inline void emit_accept(const struct sock *sk)
 {
 	struct counters *c;
 	struct accept *e;
 
-	/* kernel_accept() of a kernel service. */
-	if (sk->sk_protocol != IPPROTO_TCP || task->flags & PF_KTHREAD)
+	if (sk->sk_protocol != IPPROTO_TCP)
 		return;
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return;
@@ -539,10 +650,12 @@ static __always_inline void emit_accept(const struct sock *sk, struct task_struc
 		COUNT(c, records_lost);
 		return;
 	}
-	copy_header(&e->ev, sk, EVENT_ACCEPT);
+	copy_header(&e->ev, sk, EVENT_ACCEPT, false);
 	e->ev.cookie = sk->__sk_common.skc_cookie.counter;
-	copy_proc(&e->proc, task);
-	bpf_ringbuf_submit(e, submit_flags());
+	if (copy_current(&e->proc) & PF_KTHREAD) /* kernel_accept() of a kernel service */
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+	else
+		bpf_ringbuf_submit(e, submit_flags());
 }
 
 /* io_uring's workers come this way too, and carry their process's tgid. */
@@ -553,7 +666,7 @@ int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
 
 	/* A failed accept() has made no sock. */
 	if (sk)
-		emit_accept(sk, bpf_get_current_task_btf());
+		emit_accept(sk);
 	return 0;
 }
 
@@ -562,7 +675,6 @@ int BPF_PROG(accept_exit, struct socket *sock, struct socket *newsock)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(accept_syscall, struct pt_regs *regs, long ret)
 {
-	struct task_struct *task;
 	const struct sock *sk;
 	long nr;
 
@@ -577,38 +689,50 @@ int BPF_PROG(accept_syscall, struct pt_regs *regs, long ret)
 		if (nr != 202 && nr != 242)
 			return 0;
 	}
-	task = bpf_get_current_task_btf();
-	sk = sock_of_fd(task, ret);
+	sk = sock_of_fd(bpf_get_current_task_btf(), ret);
 	if (sk)
-		emit_accept(sk, task);
+		emit_accept(sk);
 	return 0;
+}
+
+static __always_inline void emit_fork(struct task_struct *parent, struct task_struct *child, bool probed)
+{
+	struct counters *c;
+	struct process *e;
+
+	if (READ(child, pid) != READ(child, tgid)) /* a thread */
+		return;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		c = counters();
+		COUNT(c, records_lost);
+		return;
+	}
+	__builtin_memset(&e->ev, 0, sizeof(e->ev));
+	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
+	e->ev.kind = EVENT_FORK;
+	copy_proc(&e->proc, child, probed);
+	copy_proc(&e->parent, parent, probed);
+	if (e->proc.pid)
+		bpf_ringbuf_submit(e, submit_flags());
+	else /* of another PID namespace */
+		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
 }
 
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
-	struct counters *c;
-	struct process *e;
-
-	if (child->pid != child->tgid) /* a thread */
-		return 0;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		c = counters();
-		COUNT(c, records_lost);
-		return 0;
-	}
-	__builtin_memset(&e->ev, 0, sizeof(e->ev));
-	e->ev.ktime_ns = bpf_ktime_get_boot_ns();
-	e->ev.kind = EVENT_FORK;
-	copy_proc(&e->proc, child);
-	copy_proc(&e->parent, parent);
-	if (e->proc.pid)
-		bpf_ringbuf_submit(e, submit_flags());
-	else /* of another PID namespace */
-		bpf_ringbuf_discard(e, BPF_RB_NO_WAKEUP);
+	emit_fork(parent, child, false);
 	return 0;
 }
+
+SEC("raw_tp/sched_process_fork")
+int BPF_PROG(process_fork_raw, struct task_struct *parent, struct task_struct *child)
+{
+	emit_fork(parent, child, true);
+	return 0;
+}
+
 
 /* tw_timer_handler(), the function of a minisocket's timer. The first minisocket
  * that dump_mini comes across shows its address, which no symbol does without
@@ -712,7 +836,7 @@ static __always_inline __u8 asks_to_kill(const struct net *net)
 	if (!sk || sk->__sk_common.skc_family != AF_NETLINK || sk->sk_protocol != NETLINK_SOCK_DIAG ||
 	    sk->__sk_common.skc_net.net->ns.inum != net->ns.inum)
 		return TW_OTHER;
-	if (!reads_user)
+	if (!may_probe)
 		return 0;
 	/* struct user_msghdr.msg_iov, struct iovec.iov_base, struct nlmsghdr.nlmsg_type */
 	if (nr == sendmsg && (bpf_probe_read_user(&request, sizeof(request), request + 16) ||
@@ -729,6 +853,8 @@ static __always_inline bool is_over(const struct net *net)
 {
 	if (bpf_core_field_exists(struct ns_common___new, __ns_ref))
 		return !((const struct ns_common___new *)&net->ns)->__ns_ref.refs.counter;
+	if (bpf_core_field_exists(struct net___old, count))
+		return !((const struct net___old *)net)->count.refs.counter;
 	return !net->ns.count.refs.counter;
 }
 
@@ -737,7 +863,7 @@ static __always_inline bool excluded_timewait(const struct tcp_timewait_sock *tw
 	const struct sock_common *skc = &tw->tw_sk.__tw_common;
 
 	return (filter_netns && skc->skc_net.net->ns.inum != filter_netns) ||
-	       (filter_lport && !has_port(lports, skc->skc_num)) || excluded_peer(skc);
+	       (filter_lport && !has_port(lports, skc->skc_num)) || excluded_peer(skc, false);
 }
 
 static __always_inline struct timewait *reserve_timewait(const struct tcp_timewait_sock *tw)
@@ -801,29 +927,29 @@ struct {
 	__type(value, struct caller);
 } callers SEC(".maps");
 
-static __always_inline struct caller *caller_of(struct task_struct *task)
+static __always_inline struct caller *caller(void)
 {
-	__u32 place = task->pid & 1023;
+	__u32 place = bpf_get_current_pid_tgid() & 1023;
 
 	return bpf_map_lookup_elem(&callers, &place);
 }
 
 static __always_inline bool is_called_by_connect(const struct timewait *tw)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct caller *c = caller_of(task);
+	__u64 task = bpf_get_current_task();
+	struct caller *c = caller();
 
-	return c && c->task == (__u64)task && !c->aborted && (!c->lport || c->lport == tw->lport) &&
+	return c && c->task == task && !c->aborted && (!c->lport || c->lport == tw->lport) &&
 	       c->rport == tw->rport && c->netns == tw->ev.netns && same_addr(c->laddr, tw->laddr) &&
 	       same_addr(c->raddr, tw->raddr);
 }
 
 static __always_inline bool is_aborted(const struct tcp_timewait_sock *tw)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct caller *c = caller_of(task);
+	__u64 task = bpf_get_current_task();
+	struct caller *c = caller();
 
-	return c && c->task == (__u64)task && c->aborted == (__u64)tw;
+	return c && c->task == task && c->aborted == (__u64)tw;
 }
 
 static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, struct packet *p, bool traced)
@@ -886,8 +1012,8 @@ int BPF_PROG(timewait_kill, struct inet_timewait_sock *minisocket)
 SEC("fentry/__inet_hash_connect")
 int BPF_PROG(timewait_connect, void *death_row, struct sock *sk)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct caller *c = caller_of(task);
+	__u64 task = bpf_get_current_task();
+	struct caller *c = caller();
 	const struct sock_common *skc = &sk->__sk_common;
 
 	if (c) {
@@ -895,7 +1021,7 @@ int BPF_PROG(timewait_connect, void *death_row, struct sock *sk)
 		c->netns = skc->skc_net.net->ns.inum;
 		c->lport = skc->skc_num;
 		COPY_ENDS(c, skc);
-		c->task = (__u64)task;
+		c->task = task;
 	}
 	return 0;
 }
@@ -903,10 +1029,10 @@ int BPF_PROG(timewait_connect, void *death_row, struct sock *sk)
 SEC("fexit/__inet_hash_connect")
 int BPF_PROG(timewait_connected)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct caller *c = caller_of(task);
+	__u64 task = bpf_get_current_task();
+	struct caller *c = caller();
 
-	if (c && c->task == (__u64)task)
+	if (c && c->task == task)
 		c->task = 0;
 	return 0;
 }
@@ -914,12 +1040,12 @@ int BPF_PROG(timewait_connected)
 SEC("fentry/tcp_abort")
 int BPF_PROG(timewait_abort, struct sock *sk)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct caller *c = caller_of(task);
+	__u64 task = bpf_get_current_task();
+	struct caller *c = caller();
 
 	if (c) {
 		c->aborted = (__u64)sk;
-		c->task = (__u64)task;
+		c->task = task;
 	}
 	return 0;
 }
@@ -935,24 +1061,37 @@ int BPF_PROG(timewait_packet_begins)
 	return 0;
 }
 
-/* Its callers do what it returns, in the same softirq. The number of its arguments
- * varies, so the result is asked for (5.17). */
-SEC("fexit/tcp_timewait_state_process")
-int BPF_PROG(timewait_packet, struct inet_timewait_sock *tw)
+/* Its callers do what it returns, in the same softirq. */
+static __always_inline void packet_was(struct inet_timewait_sock *tw, __u32 status)
 {
 	struct packet *p;
-	__u64 status;
 
-	if (bpf_get_func_ret(ctx, &status))
-		return 0;
-	if ((__u32)status != TCP_TW_SYN && (__u32)status != TCP_TW_RST)
-		return 0;
+	if (status != TCP_TW_SYN && status != TCP_TW_RST)
+		return;
 	p = packet();
 	if (p) {
 		p->twaddr = (__u64)tw;
 		p->ktime = bpf_ktime_get_boot_ns();
-		p->why = (__u32)status == TCP_TW_SYN ? TW_SYN : TW_RESET;
+		p->why = status == TCP_TW_SYN ? TW_SYN : TW_RESET;
 	}
+}
+
+/* The number of its arguments varies, so the result is asked for (5.17). */
+SEC("fexit/tcp_timewait_state_process")
+int BPF_PROG(timewait_packet, struct inet_timewait_sock *tw)
+{
+	__u64 status;
+
+	if (!bpf_get_func_ret(ctx, &status))
+		packet_was(tw, status);
+	return 0;
+}
+
+/* It had three for as long as that could not be. */
+SEC("fexit/tcp_timewait_state_process")
+int BPF_PROG(timewait_packet_of_three, struct inet_timewait_sock *tw, void *skb, void *th, int status)
+{
+	packet_was(tw, status);
 	return 0;
 }
 
@@ -1080,69 +1219,74 @@ int look_timewait(void *ctx)
 
 /* At least so long has the socket been in its state. Both clocks are read cut to
  * their ticks, so the difference may be one too large. */
-static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state)
+static __always_inline __u64 quiet(const struct tcp_sock *tp, __u8 state, bool probed)
 {
-	__u64 now_us;
-	__u32 ticks;
+	__u32 now = bpf_jiffies64(), heard, ticks;
+	__u64 now_us, stamp;
 
 	if (state == TCP_CLOSE) {
 		/* A reset is no segment with an ACK. But tcp_rcv_established(),
 		 * tcp_rcv_state_process(), tcp_send_active_reset() and the timers all
 		 * refresh this, and after tcp_done() nothing does. */
 		now_us = bpf_ktime_get_ns() / 1000;
-		return now_us > tp->tcp_mstamp + 1 ? (now_us - tp->tcp_mstamp - 1) * 1000 : 0;
+		stamp = READ(tp, tcp_mstamp);
+		return now_us > stamp + 1 ? (now_us - stamp - 1) * 1000 : 0;
 	}
 	/* Data that is just what was expected does not count as one with an ACK. */
-	ticks = (__u32)bpf_jiffies64() - tp->rcv_tstamp;
-	if (ticks > (__u32)bpf_jiffies64() - tp->inet_conn.icsk_ack.lrcvtime)
-		ticks = (__u32)bpf_jiffies64() - tp->inet_conn.icsk_ack.lrcvtime;
-	return tp->rcv_tstamp && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
+	heard = READ(tp, rcv_tstamp);
+	ticks = now - heard;
+	if (ticks > now - READ(tp, inet_conn.icsk_ack.lrcvtime))
+		ticks = now - READ(tp, inet_conn.icsk_ack.lrcvtime);
+	return heard && ticks > 1 ? (ticks - 1) * jiffy_ns : 0;
 }
 
-static __always_inline bool is_wanted(const struct sock_common *skc)
+static __always_inline bool is_wanted(__u8 state)
 {
 	__u32 zero = 0;
 	__u32 *states = bpf_map_lookup_elem(&wanted, &zero);
 
-	return states && (*states & (1 << (skc->skc_state & 15)));
+	return states && (*states & (1 << (state & 15)));
 }
 
 /* Writes the row of a TCP socket. sk and tp may be the results of a cast, which
  * helpers do not take: so the cookie comes from the caller. */
 static __always_inline void write_row(struct seq_file *seq, const struct sock *sk, const struct tcp_sock *tp,
-				      __u64 cookie, struct task_struct *task, int fd)
+				      __u64 cookie, struct task_struct *task, int fd, bool probed)
 {
-	__u8 state = sk->__sk_common.skc_state;
+	__u8 state = READ(sk, __sk_common.skc_state);
 	struct socket_row row = {};
 
-	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
+	if (filter_netns && READ(sk, __sk_common.skc_net.net, ns.inum) != filter_netns)
 		return;
-	copy_header(&row.tr.ev, sk, EVENT_SOCKET);
+	copy_header(&row.tr.ev, sk, EVENT_SOCKET, probed);
 	row.tr.ev.cookie = cookie;
 	row.tr.ev.oldstate = state;
 	row.tr.ev.newstate = state;
-	copy_socket(&row.tr, sk, tp, state);
+	copy_socket(&row.tr, sk, tp, state, probed);
 	if (task) {
-		copy_proc(&row.tr.proc, task);
+		copy_proc(&row.tr.proc, task, false);
 		row.thread = task->pid != task->tgid;
 	}
 	row.fd = fd;
 	/* rcv_nxt is 0 until the peer's SYN has come (tcp_connect_init), and
 	 * connect(AF_UNSPEC) clears the port: as good as new. */
-	row.fresh = state == TCP_CLOSE && (!tp->rcv_nxt || !sk->__sk_common.skc_dport);
-	row.quiet_ns = quiet(tp, state);
-	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - tp->lsndtime) * jiffy_ns;
-	row.queued = tp->write_seq - tp->snd_una;
-	row.kernel = BPF_CORE_READ_BITFIELD(sk, sk_kern_sock);
-	row.guarded = (sk->__sk_common.skc_flags & (1UL << SOCK_KEEPOPEN)) || tp->inet_conn.icsk_user_timeout;
+	row.fresh = state == TCP_CLOSE && (!READ(tp, rcv_nxt) || !READ(sk, __sk_common.skc_dport));
+	row.quiet_ns = quiet(tp, state, probed);
+	row.unsent_ns = (__u64)((__u32)bpf_jiffies64() - READ(tp, lsndtime)) * jiffy_ns;
+	row.queued = READ(tp, write_seq) - READ(tp, snd_una);
+	row.kernel = READ_BITFIELD(sk, sk_kern_sock);
+	row.guarded = (READ(sk, __sk_common.skc_flags) & (1UL << SOCK_KEEPOPEN)) ||
+		      READ(tp, inet_conn.icsk_user_timeout);
 	bpf_seq_write(seq, &row, sizeof(row));
 }
 
 /* Raw sockets may have any number in sk_protocol, and NETLINK_XFRM has 6. */
-static __always_inline bool is_stream(const struct sock *sk, int protocol)
+static __always_inline bool is_stream(const struct sock *sk, int protocol, bool probed)
 {
-	return sk->sk_protocol == protocol && sk->sk_type == SOCK_STREAM &&
-	       (sk->__sk_common.skc_family == AF_INET || sk->__sk_common.skc_family == AF_INET6);
+	__u16 family = READ(sk, __sk_common.skc_family);
+
+	return READ(sk, sk_protocol) == protocol && READ(sk, sk_type) == SOCK_STREAM &&
+	       (family == AF_INET || family == AF_INET6);
 }
 
 static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
@@ -1150,21 +1294,19 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	struct tcp_sock *tp;
 	__u64 cookie;
 
-	if (!is_wanted(&sk->__sk_common))
-		return;
-	if (!is_stream(sk, IPPROTO_TCP))
+	if (!is_wanted(sk->__sk_common.skc_state) || !is_stream(sk, IPPROTO_TCP, false))
 		return;
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
-	cookie = bpf_get_socket_cookie(sk);
-	if (sk->__sk_common.skc_state == TCP_LISTEN) {
+	cookie = has_cookies ? bpf_get_socket_cookie(sk) : sk->__sk_common.skc_cookie.counter;
+	if (sk->__sk_common.skc_state == TCP_LISTEN && has_storage) {
 		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
 			*l = cookie;
 	}
-	write_row(seq, sk, tp, cookie, task, fd);
+	write_row(seq, sk, tp, cookie, task, fd, false);
 }
 
 /* What a process has of an MPTCP connection is the outer socket, and what is traced
@@ -1178,8 +1320,9 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
 		return;
 	first = CAST(struct mptcp_sock, sk)->first;
-	if (first && is_stream(first, IPPROTO_TCP) && is_wanted(&first->__sk_common))
-		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd);
+	if (first && is_stream(first, IPPROTO_TCP, false) && is_wanted(first->__sk_common.skc_state))
+		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd,
+			  false);
 }
 
 /* What is no socket, yet or any more: a connection that is being accepted (a
@@ -1196,7 +1339,7 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 		if (tw)
 			tw_handler = (__u64)tw->tw_sk.tw_timer.function;
 	}
-	if (!is_wanted(skc) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
+	if (!is_wanted(skc->skc_state) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
 		return;
 	if (skc->skc_state == TCP_NEW_SYN_RECV) {
 		state = TCP_SYN_RECV;
@@ -1255,9 +1398,58 @@ int dump_files(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	if (!socket || !socket->sk)
 		return 0;
-	if (is_stream(socket->sk, IPPROTO_MPTCP))
+	if (is_stream(socket->sk, IPPROTO_MPTCP, false))
 		dump_first_subflow(ctx->meta->seq, socket->sk, task, ctx->fd);
 	else
 		dump(ctx->meta->seq, socket->sk, task, ctx->fd);
 	return 0;
+}
+
+/* The same before bpf_sock_from_file (5.11). What a file is of has no type then. */
+SEC("iter/task_file")
+int dump_files_probed(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	const struct sock *sk;
+	__u8 state;
+
+	if (!task || !file || (file->f_inode->i_mode & S_IFMT) != S_IFSOCK ||
+	    file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
+		return 0;
+	sk = BPF_CORE_READ((struct socket *)file->private_data, sk);
+	if (!sk || !is_stream(sk, IPPROTO_TCP, true))
+		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (is_wanted(state))
+		write_row(ctx->meta->seq, sk, (const struct tcp_sock *)sk,
+			  BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), task, ctx->fd, true);
+	return 0;
+}
+
+/* Loaded, and never attached, to find out which of the has_ constants are true. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(try_cookies, struct sock *sk)
+{
+	return bpf_get_socket_cookie(sk) != 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(try_storage, struct sock *sk)
+{
+	return bpf_sk_storage_get(&listener_of, sk, 0, 0) != NULL;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(try_task)
+{
+	return bpf_get_current_task_btf()->flags != 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(try_numbers, struct task_struct *task)
+{
+	struct pid *pid = task->group_leader->thread_pid;
+
+	return pid->numbers[1].ns->ns.inum + pid->numbers[1].nr != 0;
 }

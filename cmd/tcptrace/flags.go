@@ -46,6 +46,7 @@ type flags struct {
 	verbose                              bool
 	snapshot                             bool
 	timeWait                             bool
+	ways                                 list
 	given                                func(flag string) bool
 }
 
@@ -133,6 +134,8 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	}
 	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
 	fs.Var(&f.btf, "btf", "kernel types from `FILE`, where /sys/kernel/btf/vmlinux is not to be had")
+	fs.Var(&f.ways, "probe", "provide a facility in this way or not at all (`FACILITY=WAY`,...; see docs/requirements.md): for tests")
+	_ = fs.MarkHidden("probe") // it was declared just now
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
 }
 
@@ -153,6 +156,7 @@ type config struct {
 	ringBytes       int
 	maxSockets      int
 	btf             string
+	ways            map[string]string // facility -> way
 	verbose         bool
 }
 
@@ -420,6 +424,9 @@ func (f *flags) limits(c *config) error {
 		return usagef("--record %q with --replay: a replay is of a recording; copy the file instead", f.record)
 	}
 	var err error
+	if c.ways, err = ways(f.ways); err != nil {
+		return err
+	}
 	c.ringBytes, err = ringBytes(f.ringSize)
 	return err
 }

@@ -79,6 +79,7 @@ func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 	}
 	kernel, err := probe.Open(probe.Config{
 		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot, TimeWait: cfg.timeWait,
+		Ways: cfg.ways,
 	})
 	if err != nil {
 		log.Debug("refused", zap.Error(err))

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -18,8 +19,21 @@ const initialPidns = 0xEFFFFFFC
 // that one which the kernel refuses does not sink the others. They share the maps of the
 // first.
 type loader struct {
-	spec *ebpf.CollectionSpec
-	opts ebpf.CollectionOptions
+	spec     *ebpf.CollectionSpec
+	opts     ebpf.CollectionOptions
+	initial  bool    // we are in the initial PID namespace
+	tried    bool    // each helper
+	missing  []error // what came of it
+	mayProbe error   // why bpf_probe_read_kernel may not be called; nil: it may
+}
+
+// try says why the kernel refuses a program.
+func (l *loader) try(name string) error {
+	coll, err := l.load(name)
+	if err == nil {
+		coll.Close()
+	}
+	return err
 }
 
 func (l *loader) load(names ...string) (*ebpf.Collection, error) {
@@ -32,14 +46,118 @@ func (l *loader) load(names ...string) (*ebpf.Collection, error) {
 	return ebpf.NewCollectionWithOptions(s, l.opts)
 }
 
+// A helper is something that BPF programs may call on kernels that have it, or may read on
+// kernels that have the type for it.
+type helper struct {
+	facility, variable string
+	way                string
+	try                string // a program that does nothing else
+	otherwise          string // the way that is taken without it; "": none
+	typed              bool   // takes a socket whose type the verifier knows
+}
+
+var helpers = []helper{
+	{"tasks", tcptraceVarHasTask, "task_btf", tcptraceProgTryTask, probeRead, false},
+	{"pid_namespace", tcptraceVarHasNumbers, "direct", tcptraceProgTryNumbers, probeRead, false},
+	{"cookies", tcptraceVarHasCookies, "helper", tcptraceProgTryCookies, "", true},
+	{"listeners", tcptraceVarHasStorage, "sk_storage", tcptraceProgTryStorage, "", true},
+}
+
+var errUntyped = errors.New("transitions come without types")
+
+// loadFirst loads the first program, in the first way that the kernel takes, and with it
+// the maps that all others share.
+func (p *Probe) loadFirst(l *loader, facility string, ways ...way) (way, error) {
+	v := Variant{Facility: facility}
+	for _, w := range ways {
+		if !p.allows(facility, w.name) {
+			continue
+		}
+		var err error
+		if p.core, err = p.loadWithHelpers(l, w.program); err == nil {
+			v.Name = w.name
+			p.variants = append(p.variants, v)
+			l.opts.MapReplacements = p.core.Maps
+			return w, nil
+		}
+		v.Err = errors.Join(v.Err, fmt.Errorf("%s: load %s: %w", w.name, w.program, err))
+		if IsRefused(err) {
+			break
+		}
+	}
+	if v.Err == nil {
+		v.Err = errForced
+	}
+	return way{}, fmt.Errorf("%s: %w", facility, v.Err)
+}
+
+// loadWithHelpers loads a program with all helpers that the kernel has. As most kernels
+// have all, it is only asked for each one if it does not take them together.
+func (p *Probe) loadWithHelpers(l *loader, program string) (*ebpf.Collection, error) {
+	errs := make([]error, len(helpers))
+	for k, h := range helpers {
+		switch {
+		case !p.allows(h.facility, h.way):
+			errs[k] = errForced
+		case h.typed && program == tcptraceProgSetStateRaw:
+			errs[k] = errUntyped
+		case l.tried:
+			errs[k] = l.missing[k]
+		}
+	}
+	coll, err := p.loadWithout(l, program, errs)
+	if err != nil && !l.tried && !IsRefused(err) {
+		for k, h := range helpers {
+			l.missing = append(l.missing, l.try(h.try))
+			if errs[k] == nil {
+				errs[k] = l.missing[k]
+			}
+		}
+		l.tried = true
+		coll, err = p.loadWithout(l, program, errs)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for k, h := range helpers {
+		v := Variant{Facility: h.facility, Name: h.way, Err: errs[k]}
+		switch {
+		case h.facility == "pid_namespace" && l.initial:
+			v = Variant{Facility: h.facility, Name: "initial"}
+		case errs[k] == nil:
+		case h.otherwise == probeRead && l.mayProbe != nil:
+			v.Name, v.Err = "", errors.Join(errs[k], fmt.Errorf("%s: %w", probeRead, l.mayProbe))
+		default:
+			v.Name = h.otherwise
+		}
+		p.variants = append(p.variants, v)
+	}
+	return coll, nil
+}
+
+// loadWithout loads a program that does without the helpers that have an error.
+func (p *Probe) loadWithout(l *loader, program string, errs []error) (*ebpf.Collection, error) {
+	for k, h := range helpers {
+		if err := l.spec.Variables[h.variable].Set(errs[k] == nil); err != nil {
+			return nil, fmt.Errorf("set %s: %w", h.variable, err)
+		}
+	}
+	return l.load(program)
+}
+
 // configure sets the constants that the programs are compiled with in the kernel.
-func configure(spec *ebpf.CollectionSpec, cfg Config) error {
-	f := cfg.Filter
+func (l *loader) configure(cfg Config) error {
+	f, spec := cfg.Filter, l.spec
 	spec.Maps[tcptraceMapEvents].MaxEntries = uint32(cfg.RingBytes)
 
 	pidns, err := pidNamespace()
 	if err != nil {
 		return err
+	}
+	l.initial = pidns == 0
+	l.mayProbe = features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel)
+	if cfg.Ways["tasks"] == None || cfg.Ways["pid_namespace"] == None {
+		l.mayProbe = errForced
 	}
 	family := uint16(0)
 	switch f.Family {
@@ -52,7 +170,7 @@ func configure(spec *ebpf.CollectionSpec, cfg Config) error {
 		tcptraceVarPidnsInum:    pidns,
 		tcptraceVarSelfPid:      uint32(os.Getpid()),
 		tcptraceVarJiffyNs:      jiffy(),
-		tcptraceVarReadsUser:    features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel) == nil,
+		tcptraceVarMayProbe:     l.mayProbe == nil,
 		tcptraceVarWakeupBytes:  uint64(cfg.RingBytes / 8),
 		tcptraceVarFilterNetns:  f.Netns,
 		tcptraceVarFilterFamily: family,

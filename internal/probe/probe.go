@@ -35,6 +35,7 @@ type Config struct {
 	Snapshot  bool              // only scan: no transition is traced
 	TimeWait  bool              // trace minisockets: TIME_WAIT, and FIN_WAIT2 without a process
 	BTF       string            // file with the kernel's types; "": the kernel's own
+	Ways      map[string]string // facility -> the only way that may be taken, or None; for tests
 }
 
 // Variant names the way in which a facility is provided; "" for one that the
@@ -54,6 +55,7 @@ type Probe struct {
 	record   ringbuf.Record
 	ahead    bool // record was read, and not handed out yet
 	variants []Variant
+	forced   map[string]string // Config.Ways
 
 	setState           *ebpf.Program
 	look               *ebpf.Program // nil where nothing has to be looked at
@@ -77,16 +79,16 @@ func Open(cfg Config) (*Probe, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := configure(spec, cfg); err != nil {
+	l := loader{spec: spec}
+	if err := l.configure(cfg); err != nil {
 		return nil, err
 	}
-	l := loader{spec: spec}
 	if cfg.BTF != "" {
 		if l.opts.Programs.KernelTypes, err = btf.LoadSpec(cfg.BTF); err != nil {
 			return nil, fmt.Errorf("kernel types of %s: %w", cfg.BTF, err)
 		}
 	}
-	p := &Probe{netns: cfg.Filter.Netns, refusesTrampolines: ftraceDisabled()}
+	p := &Probe{netns: cfg.Filter.Netns, forced: cfg.Ways, refusesTrampolines: ftraceDisabled()}
 	if p.home, err = openHome(); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
@@ -99,27 +101,27 @@ func Open(cfg Config) (*Probe, error) {
 
 func (p *Probe) open(l *loader, cfg Config) error {
 	if cfg.Snapshot {
-		return p.openScans(l)
+		if err := p.openScans(l); err != nil {
+			return err
+		}
+		return p.checkForced()
 	}
-	var err error
-	if p.core, err = l.load(tcptraceProgSetState); err != nil {
-		return fmt.Errorf("load tp_btf/inet_sock_set_state: %w", err)
-	}
-	l.opts.MapReplacements = p.core.Maps
-	if err := p.fillRemotes(cfg); err != nil {
+	setState, err := p.openTransitions(l, cfg)
+	if err != nil {
 		return err
 	}
-	if p.reader, err = ringbuf.NewReader(p.core.Maps[tcptraceMapEvents]); err != nil {
-		return fmt.Errorf("ring buffer: %w", err)
-	}
-
-	p.files = p.iterator(l, "descriptors", tcptraceProgDumpFiles)
-	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
-	p.trace(l, "processes", variant{name: "tp_btf", attach: []string{tcptraceProgProcessFork}})
+	p.openListeners(l)
+	p.files = p.iterator(l, "descriptors", descriptorWays...)
+	p.tcp = p.iterator(l, "sockets", way{iter, tcptraceProgDumpTcp})
+	p.trace(l, "processes",
+		variant{name: tpBTF, attach: []string{tcptraceProgProcessFork}},
+		variant{name: rawTP, attach: []string{tcptraceProgProcessForkRaw}})
 	p.trace(l, "accept",
-		variant{name: "fexit", attach: []string{tcptraceProgAcceptExit}, trampoline: true},
+		variant{name: fexit, attach: []string{tcptraceProgAcceptExit}, trampoline: true},
 		variant{name: "sys_exit", attach: []string{tcptraceProgAcceptSyscall}})
-	p.trace(l, "destroy", variant{name: "tp_btf", attach: []string{tcptraceProgDestroySock}})
+	p.trace(l, "destroy",
+		variant{name: tpBTF, attach: []string{tcptraceProgDestroySock}},
+		variant{name: rawTP, attach: []string{tcptraceProgDestroySockRaw}})
 	if cfg.TimeWait {
 		if err := p.traceTimeWait(l); err != nil {
 			return err
@@ -131,42 +133,103 @@ func (p *Probe) open(l *loader, cfg Config) error {
 	// detached the other way round: set_state_nested alone would take every
 	// transition for a missed one. Both are loaded before either is attached:
 	// between the two, nothing catches what the kernel skips.
-	p.setState = p.core.Programs[tcptraceProgSetState]
-	nested, refused := l.load(tcptraceProgSetStateNested)
-	if refused == nil {
-		p.others = append(p.others, nested)
+	nested := Variant{Facility: "nested", Name: tpBTF}
+	var second *ebpf.Collection
+	switch {
+	case !p.allows("nested", tpBTF):
+		nested.Err = errForced
+	case setState != tcptraceProgSetState:
+		nested.Err = errUntyped
+	default:
+		if second, nested.Err = l.load(tcptraceProgSetStateNested); nested.Err == nil {
+			p.others = append(p.others, second)
+		}
 	}
-	if err := p.attach(p.setState); err != nil {
-		return fmt.Errorf("attach tp_btf/inet_sock_set_state: %w", err)
+	if err := p.attach(l, p.core, setState); err != nil {
+		return fmt.Errorf("attach inet_sock_set_state: %w", err)
 	}
-	if refused == nil {
-		refused = p.attach(nested.Programs[tcptraceProgSetStateNested])
+	if nested.Err == nil {
+		nested.Err = p.attach(l, second, tcptraceProgSetStateNested)
 	}
-	p.variants = append(p.variants, Variant{Facility: "transitions", Name: "tp_btf"})
-	if refused == nil {
-		p.variants = append(p.variants, Variant{Facility: "nested", Name: "tp_btf"})
-	} else {
-		p.variants = append(p.variants, Variant{Facility: "nested", Err: refused})
+	if nested.Err != nil {
+		nested.Name = ""
 	}
+	p.variants = append(p.variants, nested)
 	slices.Reverse(p.links)
+	return p.checkForced()
+}
+
+// openTransitions loads the program that sees them, and with it the maps that all others
+// share. It returns the program's name.
+func (p *Probe) openTransitions(l *loader, cfg Config) (string, error) {
+	w, err := p.loadFirst(l, "transitions", way{tpBTF, tcptraceProgSetState}, way{rawTP, tcptraceProgSetStateRaw})
+	if err != nil {
+		return "", err
+	}
+	p.setState = p.core.Programs[w.program]
+	if err := p.fillRemotes(cfg); err != nil {
+		return "", err
+	}
+	if p.reader, err = ringbuf.NewReader(p.core.Maps[tcptraceMapEvents]); err != nil {
+		return "", fmt.Errorf("ring buffer: %w", err)
+	}
+	return w.program, nil
+}
+
+// openScans loads what a snapshot needs. Without the descriptors nobody's socket could be
+// told, so they must be had.
+func (p *Probe) openScans(l *loader) error {
+	w, err := p.loadFirst(l, "descriptors", descriptorWays...)
+	if err != nil {
+		return err
+	}
+	if p.files, err = link.AttachIter(link.IterOptions{Program: p.core.Programs[w.program]}); err != nil {
+		return fmt.Errorf("attach iter/task_file: %w", err)
+	}
+	p.tcp = p.iterator(l, "sockets", way{iter, tcptraceProgDumpTcp})
 	return nil
 }
 
-// openScans loads what a snapshot needs. Without the first iterator nobody's
-// socket could be told, so that one must be.
-func (p *Probe) openScans(l *loader) error {
-	var err error
-	if p.core, err = l.load(tcptraceProgDumpFiles); err != nil {
-		return fmt.Errorf("load iter/task_file: %w", err)
+var descriptorWays = []way{{iter, tcptraceProgDumpFiles}, {iterProbeRead, tcptraceProgDumpFilesProbed}}
+
+// openListeners sees to it that a child is tied to its listener.
+func (p *Probe) openListeners(l *loader) {
+	if p.has("listeners", "sk_storage") {
+		return
 	}
-	l.opts.MapReplacements = p.core.Maps
-	if p.files, err = link.AttachIter(link.IterOptions{Program: p.core.Programs[tcptraceProgDumpFiles]}); err != nil {
-		return fmt.Errorf("attach iter/task_file: %w", err)
+	p.variants = slices.DeleteFunc(p.variants, func(v Variant) bool { return v.Facility == "listeners" })
+	p.trace(l, "listeners", variant{name: fentry, attach: []string{tcptraceProgListenerClones}, trampoline: true})
+}
+
+// errForced is why a way is not taken that the kernel was not asked for.
+var errForced = errors.New("not wanted (--probe)")
+
+// allows reports whether a way may be tried.
+func (p *Probe) allows(facility, way string) bool {
+	only, forced := p.forced[facility]
+	return !forced || only == way
+}
+
+// has reports whether a facility is provided in this way.
+func (p *Probe) has(facility, way string) bool {
+	return slices.ContainsFunc(p.variants, func(v Variant) bool { return v.Facility == facility && v.Name == way })
+}
+
+// checkForced says so if what was to be used is not.
+func (p *Probe) checkForced() error {
+	for facility, way := range p.forced {
+		for _, v := range p.variants {
+			if v.Facility == facility && way != None && v.Name != way {
+				// In words only: it is no lack of privilege that stops tcptrace.
+				return errors.New(fmt.Sprintf("--probe %s=%s: it is %q (%v)", facility, way, v.Name, v.Err))
+			}
+		}
 	}
-	p.variants = append(p.variants, Variant{Facility: "descriptors", Name: "iter"})
-	p.tcp = p.iterator(l, "sockets", tcptraceProgDumpTcp)
 	return nil
 }
+
+// way is one way to provide a facility, by one program.
+type way struct{ name, program string }
 
 // variant is one way to provide a facility: by programs that are all needed, and loaded
 // together. Those in load only are not attached.
@@ -193,6 +256,10 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collect
 	v := Variant{Facility: facility}
 	var coll *ebpf.Collection
 	for _, w := range ways {
+		if !p.allows(facility, w.name) {
+			v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, errForced))
+			continue
+		}
 		var err error
 		if w.trampoline {
 			err = p.refusesTrampolines
@@ -224,7 +291,7 @@ func (p *Probe) loadAndAttach(l *loader, w variant) (*ebpf.Collection, error) {
 	}
 	attached := len(p.links)
 	for _, name := range w.attach {
-		if err := p.attach(coll.Programs[name]); err != nil {
+		if err := p.attach(l, coll, name); err != nil {
 			for _, lnk := range p.links[attached:] {
 				_ = lnk.Close()
 			}
@@ -237,29 +304,42 @@ func (p *Probe) loadAndAttach(l *loader, w variant) (*ebpf.Collection, error) {
 	return coll, nil
 }
 
-func (p *Probe) attach(prog *ebpf.Program) error {
-	lnk, err := link.AttachTracing(link.TracingOptions{Program: prog})
+func (p *Probe) attach(l *loader, coll *ebpf.Collection, name string) error {
+	var lnk link.Link
+	var err error
+	if prog := coll.Programs[name]; prog.Type() == ebpf.RawTracepoint {
+		at := l.spec.Programs[name].AttachTo
+		lnk, err = link.AttachRawTracepoint(link.RawTracepointOptions{Name: at, Program: prog})
+	} else {
+		lnk, err = link.AttachTracing(link.TracingOptions{Program: prog})
+	}
 	if err == nil {
 		p.links = append(p.links, lnk)
 	}
 	return err
 }
 
-func (p *Probe) iterator(l *loader, facility, name string) *link.Iter {
-	coll, err := l.load(name)
+// iterator attaches the first that the kernel takes; nil if it takes none.
+func (p *Probe) iterator(l *loader, facility string, ways ...way) *link.Iter {
+	v := Variant{Facility: facility}
 	var it *link.Iter
-	if err == nil {
-		if it, err = link.AttachIter(link.IterOptions{Program: coll.Programs[name]}); err != nil {
-			coll.Close()
-		} else {
-			p.others = append(p.others, coll)
+	for _, w := range ways {
+		var coll *ebpf.Collection
+		err := errForced
+		if p.allows(facility, w.name) {
+			coll, err = l.load(w.program)
 		}
+		if err == nil {
+			if it, err = link.AttachIter(link.IterOptions{Program: coll.Programs[w.program]}); err == nil {
+				p.others = append(p.others, coll)
+				v.Name = w.name
+				break
+			}
+			coll.Close()
+		}
+		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))
 	}
-	if err != nil {
-		p.variants = append(p.variants, Variant{Facility: facility, Err: err})
-		return nil
-	}
-	p.variants = append(p.variants, Variant{Facility: facility, Name: "iter"})
+	p.variants = append(p.variants, v)
 	return it
 }
 

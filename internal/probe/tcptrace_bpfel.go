@@ -171,55 +171,70 @@ type tcptraceTransition struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	tcptraceMapCallers               = "callers"
-	tcptraceMapConnecting            = "connecting"
-	tcptraceMapCounts                = "counts"
-	tcptraceMapEvents                = "events"
-	tcptraceMapLastSeen              = "last_seen"
-	tcptraceMapListenerOf            = "listener_of"
-	tcptraceMapLooks                 = "looks"
-	tcptraceMapPackets               = "packets"
-	tcptraceMapRemotes               = "remotes"
-	tcptraceMapWanted                = "wanted"
-	tcptraceProgAcceptExit           = "accept_exit"
-	tcptraceProgAcceptSyscall        = "accept_syscall"
-	tcptraceProgDestroySock          = "destroy_sock"
-	tcptraceProgDumpFiles            = "dump_files"
-	tcptraceProgDumpTcp              = "dump_tcp"
-	tcptraceProgLookTimewait         = "look_timewait"
-	tcptraceProgProcessFork          = "process_fork"
-	tcptraceProgSetState             = "set_state"
-	tcptraceProgSetStateNested       = "set_state_nested"
-	tcptraceProgTimerBegins          = "timer_begins"
-	tcptraceProgTimerEnds            = "timer_ends"
-	tcptraceProgTimerReset           = "timer_reset"
-	tcptraceProgTimewaitAbort        = "timewait_abort"
-	tcptraceProgTimewaitConnect      = "timewait_connect"
-	tcptraceProgTimewaitConnected    = "timewait_connected"
-	tcptraceProgTimewaitKill         = "timewait_kill"
-	tcptraceProgTimewaitPacket       = "timewait_packet"
-	tcptraceProgTimewaitPacketBegins = "timewait_packet_begins"
-	tcptraceProgTimewaitSchedule     = "timewait_schedule"
-	tcptraceVarFilterFamily          = "filter_family"
-	tcptraceVarFilterLport           = "filter_lport"
-	tcptraceVarFilterNetns           = "filter_netns"
-	tcptraceVarFilterRemote          = "filter_remote"
-	tcptraceVarFilterRport           = "filter_rport"
-	tcptraceVarJiffyNs               = "jiffy_ns"
-	tcptraceVarLports                = "lports"
-	tcptraceVarPidnsInum             = "pidns_inum"
-	tcptraceVarReadsUser             = "reads_user"
-	tcptraceVarRports                = "rports"
-	tcptraceVarSeesPackets           = "sees_packets"
-	tcptraceVarSelfPid               = "self_pid"
-	tcptraceVarTwHandler             = "tw_handler"
-	tcptraceVarUnusedAccept          = "unused_accept"
-	tcptraceVarUnusedEvent           = "unused_event"
-	tcptraceVarUnusedProcess         = "unused_process"
-	tcptraceVarUnusedSocketRow       = "unused_socket_row"
-	tcptraceVarUnusedTimewait        = "unused_timewait"
-	tcptraceVarUnusedTransition      = "unused_transition"
-	tcptraceVarWakeupBytes           = "wakeup_bytes"
+	tcptraceMapCallers                = "callers"
+	tcptraceMapCloning                = "cloning"
+	tcptraceMapConnecting             = "connecting"
+	tcptraceMapCounts                 = "counts"
+	tcptraceMapEvents                 = "events"
+	tcptraceMapLastSeen               = "last_seen"
+	tcptraceMapListenerOf             = "listener_of"
+	tcptraceMapLooks                  = "looks"
+	tcptraceMapPackets                = "packets"
+	tcptraceMapRemotes                = "remotes"
+	tcptraceMapWanted                 = "wanted"
+	tcptraceProgAcceptExit            = "accept_exit"
+	tcptraceProgAcceptSyscall         = "accept_syscall"
+	tcptraceProgDestroySock           = "destroy_sock"
+	tcptraceProgDestroySockRaw        = "destroy_sock_raw"
+	tcptraceProgDumpFiles             = "dump_files"
+	tcptraceProgDumpFilesProbed       = "dump_files_probed"
+	tcptraceProgDumpTcp               = "dump_tcp"
+	tcptraceProgListenerClones        = "listener_clones"
+	tcptraceProgLookTimewait          = "look_timewait"
+	tcptraceProgProcessFork           = "process_fork"
+	tcptraceProgProcessForkRaw        = "process_fork_raw"
+	tcptraceProgSetState              = "set_state"
+	tcptraceProgSetStateNested        = "set_state_nested"
+	tcptraceProgSetStateRaw           = "set_state_raw"
+	tcptraceProgTimerBegins           = "timer_begins"
+	tcptraceProgTimerEnds             = "timer_ends"
+	tcptraceProgTimerReset            = "timer_reset"
+	tcptraceProgTimewaitAbort         = "timewait_abort"
+	tcptraceProgTimewaitConnect       = "timewait_connect"
+	tcptraceProgTimewaitConnected     = "timewait_connected"
+	tcptraceProgTimewaitKill          = "timewait_kill"
+	tcptraceProgTimewaitPacket        = "timewait_packet"
+	tcptraceProgTimewaitPacketBegins  = "timewait_packet_begins"
+	tcptraceProgTimewaitPacketOfThree = "timewait_packet_of_three"
+	tcptraceProgTimewaitSchedule      = "timewait_schedule"
+	tcptraceProgTryCookies            = "try_cookies"
+	tcptraceProgTryNumbers            = "try_numbers"
+	tcptraceProgTryStorage            = "try_storage"
+	tcptraceProgTryTask               = "try_task"
+	tcptraceVarFilterFamily           = "filter_family"
+	tcptraceVarFilterLport            = "filter_lport"
+	tcptraceVarFilterNetns            = "filter_netns"
+	tcptraceVarFilterRemote           = "filter_remote"
+	tcptraceVarFilterRport            = "filter_rport"
+	tcptraceVarHasCookies             = "has_cookies"
+	tcptraceVarHasNumbers             = "has_numbers"
+	tcptraceVarHasStorage             = "has_storage"
+	tcptraceVarHasTask                = "has_task"
+	tcptraceVarJiffyNs                = "jiffy_ns"
+	tcptraceVarLports                 = "lports"
+	tcptraceVarMayProbe               = "may_probe"
+	tcptraceVarPidnsInum              = "pidns_inum"
+	tcptraceVarRports                 = "rports"
+	tcptraceVarSeesPackets            = "sees_packets"
+	tcptraceVarSelfPid                = "self_pid"
+	tcptraceVarTwHandler              = "tw_handler"
+	tcptraceVarUnusedAccept           = "unused_accept"
+	tcptraceVarUnusedEvent            = "unused_event"
+	tcptraceVarUnusedProcess          = "unused_process"
+	tcptraceVarUnusedSocketRow        = "unused_socket_row"
+	tcptraceVarUnusedTimewait         = "unused_timewait"
+	tcptraceVarUnusedTransition       = "unused_transition"
+	tcptraceVarWakeupBytes            = "wakeup_bytes"
 )
 
 // loadTcptrace returns the embedded CollectionSpec for tcptrace.
@@ -264,25 +279,35 @@ type tcptraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceProgramSpecs struct {
-	AcceptExit           *ebpf.ProgramSpec `ebpf:"accept_exit"`
-	AcceptSyscall        *ebpf.ProgramSpec `ebpf:"accept_syscall"`
-	DestroySock          *ebpf.ProgramSpec `ebpf:"destroy_sock"`
-	DumpFiles            *ebpf.ProgramSpec `ebpf:"dump_files"`
-	DumpTcp              *ebpf.ProgramSpec `ebpf:"dump_tcp"`
-	LookTimewait         *ebpf.ProgramSpec `ebpf:"look_timewait"`
-	ProcessFork          *ebpf.ProgramSpec `ebpf:"process_fork"`
-	SetState             *ebpf.ProgramSpec `ebpf:"set_state"`
-	SetStateNested       *ebpf.ProgramSpec `ebpf:"set_state_nested"`
-	TimerBegins          *ebpf.ProgramSpec `ebpf:"timer_begins"`
-	TimerEnds            *ebpf.ProgramSpec `ebpf:"timer_ends"`
-	TimerReset           *ebpf.ProgramSpec `ebpf:"timer_reset"`
-	TimewaitAbort        *ebpf.ProgramSpec `ebpf:"timewait_abort"`
-	TimewaitConnect      *ebpf.ProgramSpec `ebpf:"timewait_connect"`
-	TimewaitConnected    *ebpf.ProgramSpec `ebpf:"timewait_connected"`
-	TimewaitKill         *ebpf.ProgramSpec `ebpf:"timewait_kill"`
-	TimewaitPacket       *ebpf.ProgramSpec `ebpf:"timewait_packet"`
-	TimewaitPacketBegins *ebpf.ProgramSpec `ebpf:"timewait_packet_begins"`
-	TimewaitSchedule     *ebpf.ProgramSpec `ebpf:"timewait_schedule"`
+	AcceptExit            *ebpf.ProgramSpec `ebpf:"accept_exit"`
+	AcceptSyscall         *ebpf.ProgramSpec `ebpf:"accept_syscall"`
+	DestroySock           *ebpf.ProgramSpec `ebpf:"destroy_sock"`
+	DestroySockRaw        *ebpf.ProgramSpec `ebpf:"destroy_sock_raw"`
+	DumpFiles             *ebpf.ProgramSpec `ebpf:"dump_files"`
+	DumpFilesProbed       *ebpf.ProgramSpec `ebpf:"dump_files_probed"`
+	DumpTcp               *ebpf.ProgramSpec `ebpf:"dump_tcp"`
+	ListenerClones        *ebpf.ProgramSpec `ebpf:"listener_clones"`
+	LookTimewait          *ebpf.ProgramSpec `ebpf:"look_timewait"`
+	ProcessFork           *ebpf.ProgramSpec `ebpf:"process_fork"`
+	ProcessForkRaw        *ebpf.ProgramSpec `ebpf:"process_fork_raw"`
+	SetState              *ebpf.ProgramSpec `ebpf:"set_state"`
+	SetStateNested        *ebpf.ProgramSpec `ebpf:"set_state_nested"`
+	SetStateRaw           *ebpf.ProgramSpec `ebpf:"set_state_raw"`
+	TimerBegins           *ebpf.ProgramSpec `ebpf:"timer_begins"`
+	TimerEnds             *ebpf.ProgramSpec `ebpf:"timer_ends"`
+	TimerReset            *ebpf.ProgramSpec `ebpf:"timer_reset"`
+	TimewaitAbort         *ebpf.ProgramSpec `ebpf:"timewait_abort"`
+	TimewaitConnect       *ebpf.ProgramSpec `ebpf:"timewait_connect"`
+	TimewaitConnected     *ebpf.ProgramSpec `ebpf:"timewait_connected"`
+	TimewaitKill          *ebpf.ProgramSpec `ebpf:"timewait_kill"`
+	TimewaitPacket        *ebpf.ProgramSpec `ebpf:"timewait_packet"`
+	TimewaitPacketBegins  *ebpf.ProgramSpec `ebpf:"timewait_packet_begins"`
+	TimewaitPacketOfThree *ebpf.ProgramSpec `ebpf:"timewait_packet_of_three"`
+	TimewaitSchedule      *ebpf.ProgramSpec `ebpf:"timewait_schedule"`
+	TryCookies            *ebpf.ProgramSpec `ebpf:"try_cookies"`
+	TryNumbers            *ebpf.ProgramSpec `ebpf:"try_numbers"`
+	TryStorage            *ebpf.ProgramSpec `ebpf:"try_storage"`
+	TryTask               *ebpf.ProgramSpec `ebpf:"try_task"`
 }
 
 // tcptraceMapSpecs contains maps before they are loaded into the kernel.
@@ -290,6 +315,7 @@ type tcptraceProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceMapSpecs struct {
 	Callers    *ebpf.MapSpec `ebpf:"callers"`
+	Cloning    *ebpf.MapSpec `ebpf:"cloning"`
 	Connecting *ebpf.MapSpec `ebpf:"connecting"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
@@ -310,10 +336,14 @@ type tcptraceVariableSpecs struct {
 	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
 	FilterRemote     *ebpf.VariableSpec `ebpf:"filter_remote"`
 	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
+	HasCookies       *ebpf.VariableSpec `ebpf:"has_cookies"`
+	HasNumbers       *ebpf.VariableSpec `ebpf:"has_numbers"`
+	HasStorage       *ebpf.VariableSpec `ebpf:"has_storage"`
+	HasTask          *ebpf.VariableSpec `ebpf:"has_task"`
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
+	MayProbe         *ebpf.VariableSpec `ebpf:"may_probe"`
 	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
-	ReadsUser        *ebpf.VariableSpec `ebpf:"reads_user"`
 	Rports           *ebpf.VariableSpec `ebpf:"rports"`
 	SeesPackets      *ebpf.VariableSpec `ebpf:"sees_packets"`
 	SelfPid          *ebpf.VariableSpec `ebpf:"self_pid"`
@@ -348,6 +378,7 @@ func (o *tcptraceObjects) Close() error {
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceMaps struct {
 	Callers    *ebpf.Map `ebpf:"callers"`
+	Cloning    *ebpf.Map `ebpf:"cloning"`
 	Connecting *ebpf.Map `ebpf:"connecting"`
 	Counts     *ebpf.Map `ebpf:"counts"`
 	Events     *ebpf.Map `ebpf:"events"`
@@ -362,6 +393,7 @@ type tcptraceMaps struct {
 func (m *tcptraceMaps) Close() error {
 	return _TcptraceClose(
 		m.Callers,
+		m.Cloning,
 		m.Connecting,
 		m.Counts,
 		m.Events,
@@ -383,10 +415,14 @@ type tcptraceVariables struct {
 	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
 	FilterRemote     *ebpf.Variable `ebpf:"filter_remote"`
 	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
+	HasCookies       *ebpf.Variable `ebpf:"has_cookies"`
+	HasNumbers       *ebpf.Variable `ebpf:"has_numbers"`
+	HasStorage       *ebpf.Variable `ebpf:"has_storage"`
+	HasTask          *ebpf.Variable `ebpf:"has_task"`
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
 	Lports           *ebpf.Variable `ebpf:"lports"`
+	MayProbe         *ebpf.Variable `ebpf:"may_probe"`
 	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
-	ReadsUser        *ebpf.Variable `ebpf:"reads_user"`
 	Rports           *ebpf.Variable `ebpf:"rports"`
 	SeesPackets      *ebpf.Variable `ebpf:"sees_packets"`
 	SelfPid          *ebpf.Variable `ebpf:"self_pid"`
@@ -404,25 +440,35 @@ type tcptraceVariables struct {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptracePrograms struct {
-	AcceptExit           *ebpf.Program `ebpf:"accept_exit"`
-	AcceptSyscall        *ebpf.Program `ebpf:"accept_syscall"`
-	DestroySock          *ebpf.Program `ebpf:"destroy_sock"`
-	DumpFiles            *ebpf.Program `ebpf:"dump_files"`
-	DumpTcp              *ebpf.Program `ebpf:"dump_tcp"`
-	LookTimewait         *ebpf.Program `ebpf:"look_timewait"`
-	ProcessFork          *ebpf.Program `ebpf:"process_fork"`
-	SetState             *ebpf.Program `ebpf:"set_state"`
-	SetStateNested       *ebpf.Program `ebpf:"set_state_nested"`
-	TimerBegins          *ebpf.Program `ebpf:"timer_begins"`
-	TimerEnds            *ebpf.Program `ebpf:"timer_ends"`
-	TimerReset           *ebpf.Program `ebpf:"timer_reset"`
-	TimewaitAbort        *ebpf.Program `ebpf:"timewait_abort"`
-	TimewaitConnect      *ebpf.Program `ebpf:"timewait_connect"`
-	TimewaitConnected    *ebpf.Program `ebpf:"timewait_connected"`
-	TimewaitKill         *ebpf.Program `ebpf:"timewait_kill"`
-	TimewaitPacket       *ebpf.Program `ebpf:"timewait_packet"`
-	TimewaitPacketBegins *ebpf.Program `ebpf:"timewait_packet_begins"`
-	TimewaitSchedule     *ebpf.Program `ebpf:"timewait_schedule"`
+	AcceptExit            *ebpf.Program `ebpf:"accept_exit"`
+	AcceptSyscall         *ebpf.Program `ebpf:"accept_syscall"`
+	DestroySock           *ebpf.Program `ebpf:"destroy_sock"`
+	DestroySockRaw        *ebpf.Program `ebpf:"destroy_sock_raw"`
+	DumpFiles             *ebpf.Program `ebpf:"dump_files"`
+	DumpFilesProbed       *ebpf.Program `ebpf:"dump_files_probed"`
+	DumpTcp               *ebpf.Program `ebpf:"dump_tcp"`
+	ListenerClones        *ebpf.Program `ebpf:"listener_clones"`
+	LookTimewait          *ebpf.Program `ebpf:"look_timewait"`
+	ProcessFork           *ebpf.Program `ebpf:"process_fork"`
+	ProcessForkRaw        *ebpf.Program `ebpf:"process_fork_raw"`
+	SetState              *ebpf.Program `ebpf:"set_state"`
+	SetStateNested        *ebpf.Program `ebpf:"set_state_nested"`
+	SetStateRaw           *ebpf.Program `ebpf:"set_state_raw"`
+	TimerBegins           *ebpf.Program `ebpf:"timer_begins"`
+	TimerEnds             *ebpf.Program `ebpf:"timer_ends"`
+	TimerReset            *ebpf.Program `ebpf:"timer_reset"`
+	TimewaitAbort         *ebpf.Program `ebpf:"timewait_abort"`
+	TimewaitConnect       *ebpf.Program `ebpf:"timewait_connect"`
+	TimewaitConnected     *ebpf.Program `ebpf:"timewait_connected"`
+	TimewaitKill          *ebpf.Program `ebpf:"timewait_kill"`
+	TimewaitPacket        *ebpf.Program `ebpf:"timewait_packet"`
+	TimewaitPacketBegins  *ebpf.Program `ebpf:"timewait_packet_begins"`
+	TimewaitPacketOfThree *ebpf.Program `ebpf:"timewait_packet_of_three"`
+	TimewaitSchedule      *ebpf.Program `ebpf:"timewait_schedule"`
+	TryCookies            *ebpf.Program `ebpf:"try_cookies"`
+	TryNumbers            *ebpf.Program `ebpf:"try_numbers"`
+	TryStorage            *ebpf.Program `ebpf:"try_storage"`
+	TryTask               *ebpf.Program `ebpf:"try_task"`
 }
 
 func (p *tcptracePrograms) Close() error {
@@ -430,12 +476,17 @@ func (p *tcptracePrograms) Close() error {
 		p.AcceptExit,
 		p.AcceptSyscall,
 		p.DestroySock,
+		p.DestroySockRaw,
 		p.DumpFiles,
+		p.DumpFilesProbed,
 		p.DumpTcp,
+		p.ListenerClones,
 		p.LookTimewait,
 		p.ProcessFork,
+		p.ProcessForkRaw,
 		p.SetState,
 		p.SetStateNested,
+		p.SetStateRaw,
 		p.TimerBegins,
 		p.TimerEnds,
 		p.TimerReset,
@@ -445,7 +496,12 @@ func (p *tcptracePrograms) Close() error {
 		p.TimewaitKill,
 		p.TimewaitPacket,
 		p.TimewaitPacketBegins,
+		p.TimewaitPacketOfThree,
 		p.TimewaitSchedule,
+		p.TryCookies,
+		p.TryNumbers,
+		p.TryStorage,
+		p.TryTask,
 	)
 }
 

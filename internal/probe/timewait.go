@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -16,8 +17,12 @@ import (
 func (p *Probe) traceTimeWait(l *loader) error {
 	// What a minisocket is ended by is watched before its end is.
 	packets := p.trace(l, "time_wait_end",
-		variant{name: "fexit", attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacket}, trampoline: true},
-		variant{name: "tp_btf", attach: []string{tcptraceProgTimerReset}})
+		variant{name: fexit, attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacket}, trampoline: true},
+		variant{
+			name: "fexit_args", attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacketOfThree},
+			trampoline: true, prepare: takesThree,
+		},
+		variant{name: tpBTF, attach: []string{tcptraceProgTimerReset}})
 	if packets != nil {
 		if err := p.core.Variables[tcptraceVarSeesPackets].Set(uint8(1)); err != nil {
 			return fmt.Errorf("set sees_packets: %w", err)
@@ -25,7 +30,7 @@ func (p *Probe) traceTimeWait(l *loader) error {
 	}
 	coll := p.trace(l, "time_wait",
 		variant{
-			name: "fentry",
+			name: fentry,
 			attach: []string{
 				tcptraceProgTimewaitConnect, tcptraceProgTimewaitConnected, tcptraceProgTimewaitAbort,
 				tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill,
@@ -38,6 +43,23 @@ func (p *Probe) traceTimeWait(l *loader) error {
 		})
 	if coll != nil {
 		p.look = coll.Programs[tcptraceProgLookTimewait]
+	}
+	return nil
+}
+
+// takesThree says what is wrong with the number of arguments that
+// tcp_timewait_state_process() has.
+func takesThree() error {
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return err
+	}
+	var f *btf.Func
+	if err := types.TypeByName("tcp_timewait_state_process", &f); err != nil {
+		return err
+	}
+	if proto, ok := f.Type.(*btf.FuncProto); !ok || len(proto.Params) != 3 {
+		return errors.New("tcp_timewait_state_process has not three arguments")
 	}
 	return nil
 }

@@ -87,10 +87,10 @@ func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]in
 	if n := len(tr.minis.byAddr); n+tr.table.len() > tr.max || int(tr.minis.used)-1-len(tr.minis.free) != n {
 		t.Errorf("%d minisockets, place for %d, %d handed out and %d of them free", n, tr.max, tr.minis.used-1, len(tr.minis.free))
 	}
-	for cookie, i := range tr.starting {
+	for mark, i := range tr.starting {
 		m := tr.minis.at(i)
-		if m.Cookie != cookie || m.linked || tr.minis.find(m.addr) != i {
-			t.Errorf("waits for socket %x of minisocket number %d: %x, linked %v; want one that is there and not linked", cookie, i, m.Cookie, m.linked)
+		if m.mark() != mark || m.linked || tr.minis.find(m.addr) != i {
+			t.Errorf("waits for socket %x of minisocket number %d: %x, linked %v; want one that is there and not linked", mark, i, m.mark(), m.linked)
 		}
 	}
 	return made

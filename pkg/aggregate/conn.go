@@ -62,6 +62,15 @@ type conn struct {
 
 func (c *conn) address() uint64 { return c.skaddr }
 
+// identity is the socket's cookie, or its address where the kernel has given it none:
+// they cannot be mistaken for each other.
+func (c *conn) identity() uint64 {
+	if c.Cookie != 0 {
+		return c.Cookie
+	}
+	return c.skaddr
+}
+
 // begin makes c a new connection of the same socket, or the first. Who holds the
 // socket does not change by that.
 func (c *conn) begin(ev *events.Event) {

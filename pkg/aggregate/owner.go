@@ -40,7 +40,8 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 func (t *Tracker) queue(i, l uint32) {
 	c, lc := t.table.at(i), t.table.at(l)
 	t.setOwner(i, lc.listenersOwner())
-	c.listener = lc.Cookie
+	c.listener = lc.identity()
+	t.listeners[c.listener] = l // it may have been given its cookie since it began to listen
 	c.byQueue = lc.byProcess
 	// listen() on an unbound socket is announced before it has a port.
 	if lc.Lport == 0 {
@@ -227,7 +228,7 @@ func (t *Tracker) mini(ev *events.Event) {
 // foundMini takes a minisocket that a scan has found.
 func (t *Tracker) foundMini(ev *events.Event) {
 	i := t.minis.find(ev.Skaddr)
-	if i != 0 && !t.minis.at(i).is(ev) {
+	if i != 0 && !t.is(i, ev) {
 		return // its news is on its way
 	}
 	if i == 0 {
@@ -284,8 +285,8 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if ev.New == events.CloseWait || ev.New == events.Close {
 		t.becomeSuspect(i)
 	}
-	if ev.New == events.Listen && ev.Cookie != 0 {
-		t.listeners[ev.Cookie] = i
+	if ev.New == events.Listen {
+		t.listens(i, ev)
 	}
 	if ev.New != events.Close {
 		t.takePort(c)

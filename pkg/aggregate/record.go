@@ -1,6 +1,7 @@
 package aggregate
 
 import (
+	"encoding/binary"
 	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -52,6 +53,24 @@ type Ends struct {
 	Laddr  events.Addr
 	Raddr  events.Addr
 	Owner  Owner
+}
+
+// mark is what a socket and its minisocket have in common: the cookie, or where the kernel
+// has given none, a number made of the ends (FNV-1a) that is no cookie.
+func (e *Ends) mark() uint64 {
+	if e.Cookie != 0 {
+		return e.Cookie
+	}
+	const prime = 1099511628211
+	h := uint64(14695981039346656037)
+	for _, n := range [...]uint64{
+		uint64(e.Netns), uint64(e.Lport)<<16 | uint64(e.Rport),
+		binary.LittleEndian.Uint64(e.Laddr[:]), binary.LittleEndian.Uint64(e.Laddr[8:]),
+		binary.LittleEndian.Uint64(e.Raddr[:]), binary.LittleEndian.Uint64(e.Raddr[8:]),
+	} {
+		h = (h ^ n) * prime
+	}
+	return h | 1<<63
 }
 
 // Is4 reports whether the socket speaks IPv4. Of a dual-stack listener's child

@@ -109,16 +109,22 @@ func (t *Tracker) minisFull() bool { return t.full() || t.minis.len() >= max(t.m
 // mayBeUnseen reports whether there may be a new minisocket that t does not know.
 func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.minisFull() }
 
-// is reports whether an event is of m. A minisocket that had no cookie is given one by
+// is reports whether an event is of minisocket i. One that had no cookie is given one by
 // whoever asks for it, ss for example.
-func (m *minisocket) is(ev *events.Event) bool {
-	if m.Cookie == ev.Cookie {
+func (t *Tracker) is(i uint32, ev *events.Event) bool {
+	m := t.minis.at(i)
+	if m.Cookie == ev.Cookie && m.Cookie != 0 {
 		return true
 	}
 	same := (m.Cookie == 0 || ev.Cookie == 0) && m.Netns == ev.Netns && m.Lport == ev.Lport && m.Rport == ev.Rport &&
 		m.Laddr == ev.Laddr && m.Raddr == ev.Raddr
-	if same && m.Cookie == 0 {
+	if same && m.Cookie != ev.Cookie && m.Cookie == 0 {
+		was := m.mark()
 		m.Cookie = ev.Cookie
+		if t.starting[was] == i {
+			delete(t.starting, was)
+			t.starting[m.mark()] = i
+		}
 	}
 	return same
 }
@@ -126,7 +132,7 @@ func (m *minisocket) is(ev *events.Event) bool {
 // minisocket takes a Minisocket event.
 func (t *Tracker) minisocket(ev *events.Event) {
 	i := t.minis.find(ev.Skaddr)
-	if i != 0 && !t.minis.at(i).is(ev) {
+	if i != 0 && !t.is(i, ev) {
 		// The address is another's: the end was missed, or is not settled yet.
 		t.endMini(i)
 		i = 0
@@ -179,9 +185,7 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		m := t.minis.at(i)
 		m.since, m.missed = 0, true
 	}
-	if ev.Cookie != 0 {
-		t.starting[ev.Cookie] = i
-	}
+	t.starting[t.minis.at(i).mark()] = i
 	t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
 	if ev.New == events.FinWait2 {
 		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
@@ -234,17 +238,30 @@ func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old, next events.S
 
 // successor returns the minisocket that has taken over from c, 0 if there is none.
 func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
-	if ev.New != events.Close || ev.Old != events.FinWait2 && ev.Old != events.Closing || c.Cookie == 0 {
+	if ev.New != events.Close || ev.Old != events.FinWait2 && ev.Old != events.Closing {
 		return 0
 	}
-	return t.starting[c.Cookie]
+	return t.startingOf(&c.Ends)
+}
+
+// startingOf returns the minisocket that has just begun and has the ends of a connection,
+// 0 if there is none.
+func (t *Tracker) startingOf(e *Ends) uint32 {
+	i := t.starting[e.mark()]
+	if i == 0 || e.Cookie != 0 {
+		return i
+	}
+	if m := t.minis.at(i); m.Netns != e.Netns || m.Lport != e.Lport || m.Rport != e.Rport || m.Laddr != e.Laddr || m.Raddr != e.Raddr {
+		return 0
+	}
+	return i
 }
 
 // handOver gives the story of a connection that is not over to its minisocket. ev is
 // the socket's last transition; if that was missed, no more than a time.
 func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	c, m := t.table.at(i), t.minis.at(to)
-	delete(t.starting, c.Cookie)
+	delete(t.starting, c.mark())
 	c.handed = true
 	from, since := c.state, c.since
 	if from != events.FinWait2 && (from != events.Closing || m.state != events.TimeWait) {
@@ -357,8 +374,8 @@ func (m *minisocket) how() (End, TimeWaitEnd) {
 
 func (t *Tracker) dropMini(i uint32) {
 	m := t.minis.at(i)
-	if t.starting[m.Cookie] == i {
-		delete(t.starting, m.Cookie)
+	if t.starting[m.mark()] == i {
+		delete(t.starting, m.mark())
 	}
 	t.freePort(m)
 	t.unstick(m)
@@ -376,8 +393,8 @@ func (t *Tracker) adopt(i uint32) {
 	if m.linked {
 		return
 	}
-	if t.starting[m.Cookie] == i {
-		delete(t.starting, m.Cookie)
+	if t.starting[m.mark()] == i {
+		delete(t.starting, m.mark())
 	}
 	m.linked, m.silent, m.since = true, !m.existed, 0
 	if m.state == events.FinWait2 {
@@ -399,18 +416,19 @@ const strayAfter = uint64(100 * time.Millisecond)
 // long ago: the socket's last transition was missed.
 func (t *Tracker) findStrays(ktime, after uint64) {
 	var strays []uint32
-	known := false
 	t.strays = t.expireMinis(t.strays, ktime, after, func(w waiter, i uint32, m *minisocket) {
 		if !m.linked && m.begun <= w.ktime {
 			strays = append(strays, i)
-			known = known || m.Cookie != 0
 		}
 	})
 	// With a full table, most have no connection here.
-	if known && !t.full() {
+	if len(strays) > 0 && !t.full() {
 		for i, c := range t.table.all() {
-			to := t.starting[c.Cookie]
-			if to == 0 || c.Cookie == 0 || c.state == events.Close || ktime < t.minis.at(to).begun+after {
+			if c.state == events.Close {
+				continue
+			}
+			to := t.startingOf(&c.Ends)
+			if to == 0 || ktime < t.minis.at(to).begun+after {
 				continue
 			}
 			t.miss(c)

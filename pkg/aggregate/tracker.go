@@ -43,7 +43,7 @@ type Tracker struct {
 	max    int // of both together
 	counts Counts
 
-	listeners map[uint64]uint32 // cookie -> listening conn
+	listeners map[uint64]uint32 // identity -> listening conn
 	held      map[uint32][]Transition
 	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
 	ownerless []waiter // in use by a process that nothing has told about; oldest first
@@ -95,7 +95,7 @@ type Tracker struct {
 
 	seesMinis  bool
 	fromTimers bool                     // not sure, see SeesMinisockets
-	starting   map[uint64]uint32        // cookie -> minisocket whose socket has not said CLOSE yet
+	starting   map[uint64]uint32        // Ends.mark -> minisocket whose socket has not said CLOSE yet
 	strays     []waiter                 // minisockets that may have no socket, oldest first
 	ending     []waiter                 // minisockets that seem to have ended, oldest first
 	again      []waiter                 // reused
@@ -448,9 +448,7 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 	case ev.New == events.SynSent:
 		c.role = Client
 	case ev.New == events.Listen:
-		if ev.Cookie != 0 {
-			t.listeners[ev.Cookie] = i
-		}
+		t.listens(i, ev)
 	case ev.Old == events.Listen:
 		c.role = Server
 		c.listener = ev.Listener
@@ -460,6 +458,14 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 		if t.filter.ByProcess() {
 			t.waiting = append(t.waiting, waiter{ev.Skaddr, ev.Ktime})
 		}
+	}
+}
+
+// listens notes a listener by what its children may name it by.
+func (t *Tracker) listens(i uint32, ev *events.Event) {
+	t.listeners[ev.Skaddr] = i
+	if ev.Cookie != 0 {
+		t.listeners[ev.Cookie] = i
 	}
 }
 
@@ -561,7 +567,7 @@ func (t *Tracker) missEnd(i uint32, ktime uint64) {
 	c := t.table.at(i)
 	t.miss(c)
 	ev := events.Event{Ktime: ktime}
-	if to := t.starting[c.Cookie]; to != 0 && c.Cookie != 0 {
+	if to := t.startingOf(&c.Ends); to != 0 {
 		t.handOver(i, to, &ev)
 		return
 	}
@@ -571,8 +577,10 @@ func (t *Tracker) missEnd(i uint32, ktime uint64) {
 
 func (t *Tracker) drop(i uint32) {
 	c := t.table.at(i)
-	if t.listeners[c.Cookie] == i {
-		delete(t.listeners, c.Cookie)
+	for _, id := range [...]uint64{c.Cookie, c.skaddr} { // it may have been given a cookie since
+		if t.listeners[id] == i {
+			delete(t.listeners, id)
+		}
 	}
 	delete(t.held, i)
 	t.enter(i, events.Close)
