@@ -221,7 +221,7 @@ func (p *Probe) checkForced() error {
 		for _, v := range p.variants {
 			if v.Facility == facility && way != None && v.Name != way {
 				// In words only: it is no lack of privilege that stops tcptrace.
-				return errors.New(fmt.Sprintf("--probe %s=%s: it is %q (%v)", facility, way, v.Name, v.Err))
+				return errors.New("--probe " + facility + "=" + way + ": the kernel refuses it: " + fmt.Sprint(v.Err))
 			}
 		}
 	}
