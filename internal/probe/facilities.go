@@ -63,7 +63,7 @@ var facilities = []Facility{
 			{Name: "direct", Needs: "6.6"},
 			{Name: probeRead, Needs: "bpf_probe_read_kernel: not under lockdown=confidentiality"},
 		},
-		Lost: "who connects, listens, accepts and closes: owners come from scans of the descriptors only",
+		Lost: "no process is named",
 	},
 	{
 		Name: "cookies", What: "the identity of a socket",
