@@ -80,6 +80,7 @@ func Open(cfg Config) (*Probe, error) {
 		return nil, err
 	}
 	l := loader{spec: spec}
+	l.opts.Cache = btf.NewCache() // to decode the kernel's types takes 15 ms each time
 	if err := l.configure(cfg); err != nil {
 		return nil, err
 	}

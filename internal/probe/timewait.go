@@ -20,7 +20,7 @@ func (p *Probe) traceTimeWait(l *loader) error {
 		variant{name: fexit, attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacket}, trampoline: true},
 		variant{
 			name: "fexit_args", attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacketOfThree},
-			trampoline: true, prepare: takesThree,
+			trampoline: true, prepare: func() error { return takesThree(l) },
 		},
 		variant{name: tpBTF, attach: []string{tcptraceProgTimerReset}})
 	if packets != nil {
@@ -49,8 +49,8 @@ func (p *Probe) traceTimeWait(l *loader) error {
 
 // takesThree says what is wrong with the number of arguments that
 // tcp_timewait_state_process() has.
-func takesThree() error {
-	types, err := btf.LoadKernelSpec()
+func takesThree(l *loader) error {
+	types, err := l.opts.Cache.Kernel()
 	if err != nil {
 		return err
 	}
