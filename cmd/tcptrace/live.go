@@ -161,7 +161,10 @@ func (r *runner) start() error {
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
 	}
-	if !scan.Complete {
+	switch {
+	case !r.kernel.Has("sockets"):
+		r.log.Warn("the kernel refuses iterators: sockets from before the start are not known, or only those that a process holds")
+	case !scan.Complete:
 		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
 	}
 	if err := r.scanned(scan); err != nil {

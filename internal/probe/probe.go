@@ -195,7 +195,7 @@ var descriptorWays = []way{{iter, tcptraceProgDumpFiles}, {iterProbeRead, tcptra
 
 // openListeners sees to it that a child is tied to its listener.
 func (p *Probe) openListeners(l *loader) {
-	if p.has("listeners", "sk_storage") {
+	if p.Has("listeners") {
 		return
 	}
 	p.variants = slices.DeleteFunc(p.variants, func(v Variant) bool { return v.Facility == "listeners" })
@@ -209,11 +209,6 @@ var errForced = errors.New("not wanted (--probe)")
 func (p *Probe) allows(facility, way string) bool {
 	only, forced := p.forced[facility]
 	return !forced || only == way
-}
-
-// has reports whether a facility is provided in this way.
-func (p *Probe) has(facility, way string) bool {
-	return slices.ContainsFunc(p.variants, func(v Variant) bool { return v.Facility == facility && v.Name == way })
 }
 
 // checkForced says so if what was to be used is not.
@@ -342,6 +337,11 @@ func (p *Probe) iterator(l *loader, facility string, ways ...way) *link.Iter {
 	}
 	p.variants = append(p.variants, v)
 	return it
+}
+
+// Has reports whether a facility is provided at all.
+func (p *Probe) Has(facility string) bool {
+	return slices.ContainsFunc(p.variants, func(v Variant) bool { return v.Facility == facility && v.Name != "" })
 }
 
 // Variants says how each facility is provided.
