@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -39,7 +40,7 @@ type flags struct {
 	summaryInterval                      time.Duration
 	duration                             time.Duration
 	output                               string
-	record, replay                       name
+	record, replay, metrics              name
 	ringSize                             string
 	maxSockets                           int
 	btf                                  name
@@ -128,6 +129,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 		fs.BoolVar(&f.timeWait, "time-wait", true, "trace TIME_WAIT, and FIN_WAIT2 without a process; with =false, FIN_WAIT2 -> CLOSE is all that is seen of them")
 		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
 		fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
+		fs.Var(&f.metrics, "metrics", "serve Prometheus metrics at `ADDR`, 127.0.0.1:9464 for example, or :9464 for all addresses of this host")
 		fs.StringVar(&f.ringSize, "ring-size", defaultRing, "ring buffer `BYTES`, a power of two, K and M allowed")
 	} else {
 		f.ringSize = defaultRing
@@ -153,6 +155,7 @@ type config struct {
 	duration        time.Duration
 	record          string
 	replay          string
+	metrics         string
 	ringBytes       int
 	maxSockets      int
 	btf             string
@@ -175,7 +178,7 @@ var (
 func (f *flags) config() (*config, error) {
 	c := &config{
 		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, chosen: map[string]bool{},
-		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay),
+		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay), metrics: string(f.metrics),
 		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
@@ -423,12 +426,34 @@ func (f *flags) limits(c *config) error {
 	if f.record != "" && f.replay != "" {
 		return usagef("--record %q with --replay: a replay is of a recording; copy the file instead", f.record)
 	}
+	if err := f.endpoint(); err != nil {
+		return err
+	}
 	var err error
 	if c.ways, err = ways(f.ways); err != nil {
 		return err
 	}
 	c.ringBytes, err = ringBytes(f.ringSize)
 	return err
+}
+
+// endpoint checks --metrics. Whether the host is one of this host's addresses, listening
+// on it tells.
+func (f *flags) endpoint() error {
+	if f.metrics == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(string(f.metrics))
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return usagef("--metrics %q: not an address and a port, such as 127.0.0.1:9464, [::1]:9464, or :9464 for all addresses of this host", string(f.metrics))
+	}
+	if f.replay != "" {
+		return usagef("--metrics %q with --replay: a recording is over before it is scraped; leave one of them out", string(f.metrics))
+	}
+	return nil
 }
 
 func ringBytes(s string) (int, error) {

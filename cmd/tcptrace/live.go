@@ -38,10 +38,19 @@ const restAfterAll = 19
 
 // live traces this host.
 func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (failed error) {
+	var served *endpoint
+	if cfg.metrics != "" {
+		var err error
+		if served, err = serveMetrics(cfg.metrics, log); err != nil {
+			return err
+		}
+		defer served.close()
+	}
 	r, err := openRunner(cfg, p, log)
 	if err != nil {
 		return err
 	}
+	r.served = served
 	defer r.kernel.Close()
 	if cfg.record != "" {
 		// Not before everything else is right: an older recording may be there.
@@ -59,7 +68,12 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 	if err := r.start(); err != nil {
 		return err
 	}
-	r.log.Info("tracing", zap.Int("sockets", p.tracker.Counts().Tracked))
+	ready := []zap.Field{zap.Int("sockets", p.tracker.Counts().Tracked)}
+	if served != nil {
+		ready = append(ready, zap.String("metrics", served.url))
+	}
+	r.publish()
+	r.log.Info("tracing", ready...)
 	ctx, cancel := cfg.bounded(ctx)
 	defer cancel()
 	if err := r.loop(ctx); err != nil {
@@ -115,11 +129,13 @@ type runner struct {
 	proc   procinfo.FS
 	pipe   *pipeline
 	sink   recording.Sink
+	served *endpoint // nil: not asked for
 	log    *zap.Logger
 
 	lastClock, lastBooks time.Time
 	nextScan, nextFiles  time.Time // not before
 	nextSummary, nextAll time.Time // likewise: a summary, and a scan of all for its sake
+	nextCensus, nextSeen time.Time // likewise: what metrics show, and a scan of all for its sake
 	nextNetworks         time.Time // likewise: a look at what a network namespace allows
 	lost                 uint64    // at the last stats record
 	newest               uint64    // Ktime of the last event
@@ -174,6 +190,7 @@ func (r *runner) start() error {
 		r.log.Warn("there are more sockets than --max-sockets: the others are not shown", zap.Int("max-sockets", r.cfg.maxSockets))
 	}
 	r.nextScan = time.Now().Add(scanInterval)
+	r.nextSeen = time.Now().Add(summaryInterval)
 	r.nextSummary = time.Now().Add(r.cfg.summaryInterval)
 	if err := r.countFiles(); err != nil {
 		return err
@@ -283,21 +300,30 @@ func (r *runner) rescan(want aggregate.Want) error {
 	return nil
 }
 
-// summarize looks at all that there is, if that has not just cost too much, and prints
-// the summaries.
+// scanAll looks at all that there is, if that has not just cost too much.
+func (r *runner) scanAll(now time.Time) error {
+	if !now.After(r.nextAll) {
+		return nil
+	}
+	begun := cpuTime()
+	scan, err := r.kernel.Scan(r.event)
+	if err != nil {
+		return fmt.Errorf("scan sockets: %w", err)
+	}
+	if err := r.scanned(scan); err != nil {
+		return err
+	}
+	took := cpuTime() - begun
+	r.nextAll = time.Now().Add(restAfterAll * took)
+	r.nextSeen = time.Now().Add(max(summaryInterval, restAfterScan*took))
+	r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", scan.Complete))
+	return nil
+}
+
+// summarize prints the summaries, of what a scan has just found.
 func (r *runner) summarize(now time.Time) error {
-	if now.After(r.nextAll) {
-		begun := cpuTime()
-		scan, err := r.kernel.Scan(r.event)
-		if err != nil {
-			return fmt.Errorf("scan sockets: %w", err)
-		}
-		if err := r.scanned(scan); err != nil {
-			return err
-		}
-		took := cpuTime() - begun
-		r.nextAll = time.Now().Add(restAfterAll * took)
-		r.log.Debug("scanned all", zap.Duration("cpu", took), zap.Bool("complete", scan.Complete))
+	if err := r.scanAll(now); err != nil {
+		return err
 	}
 	if err := r.look(r.pipe.tracker.InFinWait2()); err != nil {
 		return err
@@ -436,11 +462,17 @@ func (r *runner) loop(ctx context.Context) error {
 				return err
 			}
 		}
+		if r.served != nil && now.After(r.nextSeen) {
+			if err := r.scanAll(now); err != nil {
+				return err
+			}
+		}
 		if now.Sub(r.lastBooks) >= booksInterval {
 			r.lastBooks = now
 			if err := r.checkLoss(); err != nil {
 				return err
 			}
+			r.publish()
 		}
 	}
 	return nil

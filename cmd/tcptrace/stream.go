@@ -23,7 +23,7 @@ func newLogger(w io.Writer, verbose bool) *zap.Logger {
 		EncodeName:     func(n string, a zapcore.PrimitiveArrayEncoder) { a.AppendString(n + ":") },
 		EncodeDuration: zapcore.StringDurationEncoder,
 	})
-	return zap.New(zapcore.NewCore(enc, zapcore.AddSync(w), level)).Named("tcptrace")
+	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), level)).Named("tcptrace")
 }
 
 // stream is the main job: records to stdout until something ends it.

@@ -218,6 +218,7 @@ type truth struct {
 	open        map[string]Status
 
 	summary Summary // the last
+	ended   [numEnds]uint64
 
 	exact bool                      // nothing is lost, and minisockets are seen
 	real  map[change]bool           // what really happened
@@ -266,6 +267,7 @@ func (o *truth) Connection(r *Connection) bool {
 		o.t.Errorf("socket %x: its connection says that the end was seen: %v, with a gap: %v; it is over: %v", r.Cookie, r.Ended, r.Gap, o.done[r.Cookie])
 	}
 	o.connections[r.Cookie]++
+	o.ended[r.End]++
 	return o.takes()
 }
 
@@ -787,6 +789,12 @@ func (r *run) count(t *testing.T) {
 	if got.States != states {
 		t.Errorf("sockets by state: got %v, want %v", got.States, states)
 	}
+	if got := r.tr.Counts().Ended; got != r.truth.ended {
+		t.Errorf("connections by how they ended: got %v, want %v", got, r.truth.ended)
+	}
+	if got := r.tr.Census().States; got != states {
+		t.Errorf("sockets by state in a census: got %v, want %v", got, states)
+	}
 	for _, p := range got.Processes {
 		if p.TimeWait != made[p.Pid] {
 			t.Errorf("process %d: got %d in TIME_WAIT, want %d", p.Pid, p.TimeWait, made[p.Pid])
@@ -861,6 +869,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 				})
 			case 7:
 				tr.Summarize()
+				tr.Census()
 			}
 			if t.Failed() {
 				t.Fatalf("seed %d: see above", seed)

@@ -203,6 +203,9 @@ func (t *Tracker) tell(f *finding) bool {
 	if !t.out.Finding(&r) {
 		return false
 	}
+	if !f.reported {
+		t.counts.Findings[f.kind]++
+	}
 	f.reported, f.lastCount, f.lastAge, f.lastSeverity = true, f.count, age, f.severity
 	return true
 }
@@ -269,6 +272,7 @@ func (t *Tracker) tellExit(n uint32, x *exit) bool {
 		return false
 	}
 	t.serial++
+	t.counts.Findings[NeverClosed]++
 	return true
 }
 

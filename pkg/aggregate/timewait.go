@@ -338,6 +338,7 @@ func (t *Tracker) endMini(i uint32) {
 		case m.state == events.TimeWait:
 			t.cn.End = EndFin
 		}
+		t.counts.Ended[t.cn.End]++
 		t.out.Connection(&t.cn)
 	}
 	t.dropMini(i)

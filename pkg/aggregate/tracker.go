@@ -30,6 +30,9 @@ type Counts struct {
 	Tracked     int    // sockets in the table
 	Hidden      int    // processes that our PID namespace does not show
 	MissedMinis uint64 // minisockets whose end never came
+
+	Ended    [numEnds]uint64  // connections that are over, by how they ended
+	Findings [numKinds]uint64 // that were told, each once
 }
 
 // A Tracker follows every socket through its states. It belongs to one
@@ -524,6 +527,7 @@ func (t *Tracker) finish(i uint32, ev *events.Event, ended bool) {
 		}
 		t.cn.Payload, t.cn.Sent, t.cn.Received = true, ev.Sent, payload(ev)
 	}
+	t.counts.Ended[t.cn.End]++
 	if !t.out.Connection(&t.cn) {
 		c.unprinted++
 	}

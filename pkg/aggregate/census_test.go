@@ -1,0 +1,89 @@
+package aggregate
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/tcptrace/tcptrace/pkg/events"
+)
+
+// It goes from an open finding to one that is over, and to one that never is open; with two
+// processes of one name, one in a container.
+func TestACensusCountsWhatIsOpenNowAndTheBooksWhatEverWas(t *testing.T) {
+	s := newStory(t, Filter{})
+	srv := events.MakeComm("srv")
+	counts := func(when string, closeWait map[Program]int, leaks int, leaked, neverClosed, fin uint64) {
+		t.Helper()
+		got, books := s.tr.Census(), s.tr.Counts()
+		if !maps.Equal(got.CloseWait, closeWait) {
+			t.Errorf("%s: got in CLOSE_WAIT %v, want %v", when, got.CloseWait, closeWait)
+		}
+		open := [numKinds]int{CloseWaitLeak: leaks}
+		if got.Findings != open {
+			t.Errorf("%s: got findings open %v, want %v", when, got.Findings, open)
+		}
+		ever := [numKinds]uint64{CloseWaitLeak: leaked, NeverClosed: neverClosed}
+		if books.Findings != ever {
+			t.Errorf("%s: got findings ever %v, want %v", when, books.Findings, ever)
+		}
+		if want := [numEnds]uint64{EndFin: fin}; books.Ended != want {
+			t.Errorf("%s: got connections %v, want %v", when, books.Ended, want)
+		}
+	}
+	ends := func(k sock) {
+		s.step(k, "LA>C", with(orphan|events.Done), shut(3))
+		s.destroy(k)
+		s.tick()
+	}
+	s.tr.Details(&events.Details{Pid: 2, Container: "c0ffee"})
+	s.leave(nth(0), 1, "srv")
+	s.leave(nth(1), 2, "srv")
+	s.leave(nth(2), 3, "srv")
+	counts("in time", map[Program]int{{srv, ""}: 2, {srv, "c0ffee"}: 1}, 0, 0, 0, 0)
+
+	s.pass(minute)
+	s.scan(holds(nth(0), "CW", 1, "srv", 4), holds(nth(1), "CW", 2, "srv", 4), holds(nth(2), "CW", 3, "srv", 4))
+	s.tick()
+	counts("late", map[Program]int{{srv, ""}: 2, {srv, "c0ffee"}: 1}, 3, 3, 0, 0)
+
+	s.refu = true
+	s.closes(nth(0), 1, "srv")
+	s.tick()
+	counts("one has closed, and nobody is told", map[Program]int{{srv, ""}: 1, {srv, "c0ffee"}: 1}, 2, 3, 0, 0)
+	s.refu = false
+	ends(nth(0))
+	s.exits(nth(1), 2, "srv")
+	s.settle()
+	counts("one has exited", map[Program]int{{srv, ""}: 1}, 1, 3, 1, 1)
+	ends(nth(1))
+	s.closes(nth(2), 3, "srv")
+	ends(nth(2))
+	counts("all are gone", map[Program]int{}, 0, 3, 1, 3)
+}
+
+// What nothing has told of was counted by the last scan.
+func TestACensusHasWhatIsNoSocketYet(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.step(listen, "C>L", by(1, "srv"))
+	request := s.event(server, events.Socket)
+	request.Mini, request.Old, request.New = true, events.SynRecv, events.SynRecv
+	s.tr.Observe(&request)
+	s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{1}})
+	want := [events.NumStates]int{events.Listen: 1, events.SynRecv: 1}
+	if got := s.tr.Census().States; got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// It is made once a second where metrics are served.
+func BenchmarkCensus(b *testing.B) {
+	const sockets = 100_000
+	tr, _ := leakers(b, sockets)
+	b.ReportAllocs()
+	for b.Loop() {
+		if got := tr.Census().States[events.CloseWait]; got != sockets {
+			b.Fatalf("got %d in CLOSE_WAIT, want %d", got, sockets)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/sockets, "ns/socket")
+}
