@@ -89,12 +89,12 @@ func (h home) others() (map[uint32]string, error) {
 			found[inode] = path
 		}
 	}
-	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range procs {
-		add(path)
+	for _, proc := range procs {
+		add(proc + "/ns/net") // no part of the pattern: a file may be open to us in a directory that is not
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
