@@ -79,7 +79,9 @@ func findBinary(dir string) (string, error) {
 		return filepath.Abs(bin)
 	}
 	bin := filepath.Join(dir, "tcptrace")
-	out, err := exec.Command("go", "build", "-o", bin, "../cmd/tcptrace").CombinedOutput()
+	build := exec.Command("go", "build", "-o", bin, "../cmd/tcptrace")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile builds it
+	out, err := build.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build tcptrace: %w\n%s", err, out)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -40,11 +39,17 @@ const tracerLife = "120s"
 // startTracer starts tcptrace and waits until it sees every transition.
 func startTracer(t *testing.T, args ...string) *tracer {
 	t.Helper()
+	return startTracerAs(t, user{}, args...)
+}
+
+// startTracerAs starts it with a user's privileges.
+func startTracerAs(t *testing.T, u user, args ...string) *tracer {
+	t.Helper()
 	outRead, outWrite := newPipe(t)
 	errRead, errWrite := newPipe(t)
-	cmd := exec.Command(tcptraceBin, append([]string{"--duration", tracerLife}, args...)...)
+	cmd := u.command(t, append([]string{"--duration", tracerLife}, args...)...)
 	cmd.Stdout, cmd.Stderr = outWrite, errWrite
-	if err := cmd.Start(); err != nil {
+	if err := u.start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	outWrite.Close()

@@ -96,10 +96,7 @@ func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 		Ways: cfg.ways,
 	})
 	if err != nil {
-		log.Debug("refused", zap.Error(err))
-		if probe.IsRefused(err) {
-			return nil, errors.New("the kernel refuses to load BPF programs: operation not permitted; run it as root, or with the capabilities CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN")
-		}
+		log.Debug("refused", zap.NamedError("cause", errors.Unwrap(err)))
 		return nil, err
 	}
 	return &runner{cfg: cfg, kernel: kernel, proc: proc, pipe: p, sink: p, log: log}, nil
@@ -147,6 +144,7 @@ type runner struct {
 // start brings in what was there before. The programs are attached already: what
 // happens meanwhile waits in the ring buffer.
 func (r *runner) start() error {
+	missing := r.confine()
 	r.pipe.begin()
 	asked := r.cfg.thresholds
 	asked.SummaryInterval = r.cfg.summaryInterval
@@ -180,8 +178,8 @@ func (r *runner) start() error {
 	switch {
 	case !r.kernel.Has("sockets"):
 		r.log.Warn("the kernel refuses iterators: sockets from before the start are not known, or only those that a process holds")
-	case !scan.Complete:
-		r.log.Warn("not every network namespace could be entered (CAP_SYS_ADMIN): sockets of the others that no process holds are not known")
+	case !scan.Complete && len(missing) == 0:
+		r.log.Warn("not every network namespace could be entered: sockets of the others that no process holds are not known")
 	}
 	if err := r.scanned(scan); err != nil {
 		return err

@@ -10,6 +10,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/internal/privilege"
 )
 
 // The inode number of the initial PID namespace (PROC_PID_INIT_INO).
@@ -43,7 +45,11 @@ func (l *loader) load(names ...string) (*ebpf.Collection, error) {
 	for _, name := range names {
 		s.Programs[name] = all[name]
 	}
-	return ebpf.NewCollectionWithOptions(s, l.opts)
+	coll, err := ebpf.NewCollectionWithOptions(s, l.opts)
+	if err != nil {
+		return nil, plain{err}
+	}
+	return coll, nil
 }
 
 // A helper is something that BPF programs may call on kernels that have it, or may read on
@@ -81,7 +87,7 @@ func (p *Probe) loadFirst(l *loader, facility string, ways ...way) (way, error) 
 			return w, nil
 		}
 		v.Err = errors.Join(v.Err, fmt.Errorf("%s: load %s: %w", w.name, w.program, err))
-		if IsRefused(err) {
+		if isRefused(err, privilege.MissingToLoad()) {
 			break
 		}
 	}
@@ -106,7 +112,7 @@ func (p *Probe) loadWithHelpers(l *loader, program string) (*ebpf.Collection, er
 		}
 	}
 	coll, err := p.loadWithout(l, program, errs)
-	if err != nil && !l.tried && !IsRefused(err) {
+	if err != nil && !l.tried && !isRefused(err, privilege.MissingToLoad()) {
 		for k, h := range helpers {
 			l.missing = append(l.missing, l.try(h.try))
 			if errs[k] == nil {

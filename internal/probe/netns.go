@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tcptrace/tcptrace/internal/privilege"
 )
 
 // home is the network namespace that we are in.
@@ -45,13 +47,18 @@ func (h home) leaveFor(path string, f func() error) error {
 	}, f)
 }
 
-// inodeOf returns 0 for a file that is not there.
+// inodeOf returns 0 for a file that is not there, or that we may not look at.
 func inodeOf(path string) uint32 {
+	inode, _ := inode(path)
+	return inode
+}
+
+func inode(path string) (uint32, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return 0
+		return 0, err
 	}
-	return uint32(st.Ino)
+	return uint32(st.Ino), nil
 }
 
 // elsewhere runs f on a thread that go has taken to another network namespace.
@@ -81,24 +88,30 @@ func (h home) comeBack() {
 }
 
 // others finds the network namespaces that a process is in or that are mounted
-// somewhere (ip netns, container runtimes), by inode number; and our own.
-func (h home) others() (map[uint32]string, error) {
-	found := map[uint32]string{h.inode: "/proc/self/ns/net"}
+// somewhere (ip netns, container runtimes), by inode number; and our own. It reports
+// whether all is that can be found, given the capability to look at every process.
+func (h home) others() (found map[uint32]string, all bool, err error) {
+	found, all = map[uint32]string{h.inode: "/proc/self/ns/net"}, true
 	add := func(path string) {
-		if inode := inodeOf(path); inode != 0 && found[inode] == "" {
+		inode, err := inode(path)
+		if err == nil && found[inode] == "" {
 			found[inode] = path
+		}
+		// Some processes are hidden even from those who have it.
+		if errors.Is(err, os.ErrPermission) && !privilege.Has(unix.CAP_SYS_PTRACE) {
+			all = false
 		}
 	}
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, proc := range procs {
 		add(proc + "/ns/net") // no part of the pattern: a file may be open to us in a directory that is not
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for line := range strings.Lines(string(mounts)) {
 		// ID parent major:minor root mountpoint options... - type source options
@@ -107,5 +120,5 @@ func (h home) others() (map[uint32]string, error) {
 			add(f[4])
 		}
 	}
-	return found, nil
+	return found, all, nil
 }

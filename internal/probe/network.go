@@ -16,7 +16,7 @@ import (
 // Networks returns the network namespaces that can be told of, by inode number.
 func (p *Probe) Networks() []uint32 {
 	var err error
-	if p.paths, err = p.home.others(); err != nil {
+	if p.paths, _, err = p.home.others(); err != nil {
 		return []uint32{p.home.inode}
 	}
 	var inodes []uint32
@@ -38,7 +38,7 @@ func (p *Probe) Network(inode uint32) (events.Network, error) {
 	path := p.paths[inode]
 	if inodeOf(path) != inode {
 		var err error
-		if p.paths, err = p.home.others(); err != nil {
+		if p.paths, _, err = p.home.others(); err != nil {
 			return n, err
 		}
 		if path = p.paths[inode]; path == "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
+	"github.com/tcptrace/tcptrace/internal/privilege"
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -72,8 +73,8 @@ type Probe struct {
 // from then on.
 func Open(cfg Config) (*Probe, error) {
 	// Kernels before 5.11 charge BPF memory to RLIMIT_MEMLOCK. Where this is
-	// refused it may still be enough, and if not, the kernel says so.
-	_ = rlimit.RemoveMemlock()
+	// refused it may still be enough.
+	memlock := rlimit.RemoveMemlock()
 
 	spec, err := loadTcptrace()
 	if err != nil {
@@ -95,7 +96,7 @@ func Open(cfg Config) (*Probe, error) {
 	}
 	if err := p.open(&l, cfg); err != nil {
 		p.Close()
-		return nil, err
+		return nil, refused(err, memlock, privilege.MissingToLoad())
 	}
 	return p, nil
 }

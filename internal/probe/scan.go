@@ -7,9 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
-	"syscall"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -33,11 +31,13 @@ func (p *Probe) Scan(f func(raw []byte) error) (s events.Scan, err error) {
 	if err := p.descriptors(everyState, f); err != nil {
 		return s, err
 	}
-	if p.paths, err = p.home.others(); err != nil {
+	var all bool
+	if p.paths, all, err = p.home.others(); err != nil {
 		return s, err
 	}
 	s.Every, s.All = true, true
 	s.Walked, s.Complete, err = p.sockets(everyState, p.paths, f)
+	s.Complete = s.Complete && (all || p.paths[p.netns] != "")
 	return s, err
 }
 
@@ -62,7 +62,7 @@ func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (com
 		// To look for all namespaces takes longer than to look through most.
 		path := p.paths[inode]
 		if inodeOf(path) != inode {
-			if p.paths, err = p.home.others(); err != nil {
+			if p.paths, _, err = p.home.others(); err != nil {
 				return false, err
 			}
 			path = p.paths[inode]
@@ -161,22 +161,4 @@ func Clock() (ktime uint64, wall int64) {
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
 	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &real)
 	return uint64(boot.Nano()), real.Nano() - boot.Nano()
-}
-
-// IsRefused reports whether err is the kernel's refusal for lack of privilege.
-func IsRefused(err error) bool {
-	// To the unprivileged, cilium/ebpf's tests of what the kernel can do fail too:
-	// they take it for one from before Linux 4.6.
-	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) ||
-		errors.Is(err, ebpf.ErrNotSupported) && !mayLoad()
-}
-
-// mayLoad reports whether this process has a capability that bpf(2) asks for.
-func mayLoad() bool {
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&head, &data[0]); err != nil {
-		return true
-	}
-	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0 || data[1].Effective&(1<<(unix.CAP_BPF-32)) != 0
 }

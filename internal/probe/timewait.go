@@ -41,8 +41,15 @@ func (p *Probe) traceTimeWait(l *loader) error {
 			name: "timer", attach: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins},
 			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer,
 		})
-	if coll != nil {
-		p.look = coll.Programs[tcptraceProgLookTimewait]
+	if coll == nil {
+		return nil
+	}
+	if p.look = coll.Programs[tcptraceProgLookTimewait]; p.look != nil {
+		// It finds nothing to look at. But the first run of all asks for privileges:
+		// cilium/ebpf loads a program to see whether programs can be run.
+		if _, err := p.look.Run(&ebpf.RunOptions{}); err != nil {
+			return fmt.Errorf("look at minisockets: %w", err)
+		}
 	}
 	return nil
 }

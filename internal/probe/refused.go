@@ -1,0 +1,60 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// A refusal says why the kernel may have refused to load anything, and what helps.
+type refusal struct {
+	why   string
+	cause error // what the kernel said
+}
+
+func (r *refusal) Error() string { return r.why }
+func (r *refusal) Unwrap() error { return r.cause }
+
+// isRefused reports whether err is the kernel's refusal for lack of privilege. missing
+// names the capabilities that are, "" if none is.
+func isRefused(err error, missing string) bool {
+	// To those who may, EACCES is the verifier's word. To those who may not, cilium/ebpf's
+	// tests of what the kernel can do fail too: they take it for one from before Linux 4.6.
+	return errors.Is(err, unix.EPERM) ||
+		missing != "" && (errors.Is(err, unix.EACCES) || errors.Is(err, ebpf.ErrNotSupported))
+}
+
+// refused explains err if it is such a refusal. memlock is why RLIMIT_MEMLOCK could not be
+// lifted, nil if that was not necessary.
+func refused(err, memlock error, missing string) error {
+	const what = "the kernel refuses to load BPF programs"
+	switch {
+	case !isRefused(err, missing):
+		return err
+	case missing != "":
+		return &refusal{what + ": " + missing + " missing; run it as root, or grant " +
+			"CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_SYS_ADMIN (tcptrace check says more)", err}
+	case memlock != nil:
+		var limit unix.Rlimit
+		// It cannot fail for one's own limit (getrlimit(2)).
+		_ = unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
+		return &refusal{fmt.Sprintf("%s: this one (before Linux 5.11) counts them as locked memory, of which RLIMIT_MEMLOCK allows %d bytes; "+
+			"run \"ulimit -l unlimited\" before (in a systemd unit: LimitMEMLOCK=infinity), or grant CAP_SYS_RESOURCE, which may raise it",
+			what, limit.Cur), err}
+	}
+	return &refusal{fmt.Sprintf("%s, though no capability is missing: %v; "+
+		"a security module or a seccomp profile forbids it (tcptrace check says more)", what, err), err}
+}
+
+// A plain error is one of cilium/ebpf without the hint that it adds to every EPERM, most of
+// which have nothing to do with the limit.
+type plain struct{ error }
+
+func (p plain) Error() string {
+	return strings.ReplaceAll(p.error.Error(), " (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", "")
+}
+
+func (p plain) Unwrap() error { return p.error }
