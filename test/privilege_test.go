@@ -26,7 +26,8 @@ type user struct {
 	confined bool // has no capabilities but caps; else all that this test has
 	caps     []int
 	uid      uint32
-	file     bool // has them from the program's file, and not from its parent
+	file     bool   // has them from the program's file, and not from its parent
+	hidden   string // a directory that is empty for it
 }
 
 // command runs tcptrace as the user, once start is called on it.
@@ -40,6 +41,10 @@ func (u user) command(t *testing.T, args ...string) *exec.Cmd {
 		setFileCaps(t, bin, u.caps)
 	}
 	cmd := exec.Command(bin, args...)
+	if u.hidden != "" {
+		script := `mount -t tmpfs none "$0" && exec "$@"`
+		cmd = exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, u.hidden, bin}, args...)...)
+	}
 	if u.uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.uid}}
 		if !u.file {
