@@ -301,7 +301,7 @@ func TestWithoutPrivilegeOneLineSaysWhatToDo(t *testing.T) {
 	for n := range 40 {
 		args := [][]string{{command}, {command, "--pid", strconv.Itoa(os.Getpid())}, {command, "-L", "80", "--duration", "1s"}}[n%3]
 		got := fails(t, nobody, args...)
-		for _, want := range []string{"tcptrace: ", "run it as root", "CAP_BPF", "CAP_PERFMON"} {
+		for _, want := range []string{"tcptrace: ", "run it as root", "CAP_BPF", "CAP_PERFMON", "tcptrace check"} {
 			if !strings.Contains(got, want) {
 				t.Errorf("%q: got %q, want %q in it", args, got, want)
 			}

@@ -66,7 +66,7 @@ func run(ctx context.Context, e env) error {
 	once.Use = "snapshot [flags]"
 	once.Short = "Print the TCP sockets that exist now, who holds them, and which nobody closes"
 	once.Long, once.Example = snapshotHelp, snapshotExamples
-	root.AddCommand(once)
+	root.AddCommand(once, checkCommand(e))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}

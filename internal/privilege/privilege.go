@@ -80,11 +80,17 @@ func Has(bit int) bool {
 
 // Held reports whether this thread may do what the capability allows.
 func (c Capability) Held() bool {
-	if c.bit == unix.CAP_BPF || c.bit == unix.CAP_PERFMON {
+	if c.ToLoad() {
 		return Has(c.bit) || Has(unix.CAP_SYS_ADMIN) // of which they were once a part
 	}
 	return Has(c.bit)
 }
+
+// In reports whether the capability is in a set, as /proc/PID/status has them.
+func (c Capability) In(s uint64) bool { return set(s).has(c.bit) }
+
+// ToLoad reports whether it is one of those without which nothing can be loaded.
+func (c Capability) ToLoad() bool { return c.bit == unix.CAP_BPF || c.bit == unix.CAP_PERFMON }
 
 // Missing returns those of the capabilities in use that this thread has not.
 func Missing() []Capability {
@@ -101,7 +107,7 @@ func Missing() []Capability {
 func MissingToLoad() string {
 	var names []string
 	for _, c := range Missing() {
-		if c.bit == unix.CAP_BPF || c.bit == unix.CAP_PERFMON {
+		if c.ToLoad() {
 			names = append(names, c.Name)
 		}
 	}

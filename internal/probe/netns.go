@@ -122,3 +122,31 @@ func (h home) others() (found map[uint32]string, all bool, err error) {
 	}
 	return found, all, nil
 }
+
+// Reach counts the network namespaces that can be found, ours included, and how many
+// of them can be entered. It loads nothing.
+func Reach() (found, entered int, err error) {
+	h, err := openHome()
+	if err != nil {
+		return 0, 0, fmt.Errorf("network namespace: %w", err)
+	}
+	defer func() { _ = h.file.Close() }()
+	paths, _, err := h.others()
+	if err != nil {
+		return 0, 0, err
+	}
+	for inode, path := range paths {
+		err := error(nil)
+		if inode != h.inode {
+			err = h.leaveFor(path, func() error { return nil })
+		}
+		switch {
+		case err == nil:
+			entered++
+		case errors.Is(err, os.ErrNotExist):
+			continue // gone meanwhile
+		}
+		found++
+	}
+	return found, entered, nil
+}

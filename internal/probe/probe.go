@@ -69,12 +69,15 @@ type Probe struct {
 	paths              map[uint32]string // by which network namespaces were entered last, by inode number
 }
 
+// LiftMemlock lifts RLIMIT_MEMLOCK where the kernel charges BPF memory to it, as it does
+// before 5.11. That shows only to those who may load programs: for others it fails.
+func LiftMemlock() error { return rlimit.RemoveMemlock() }
+
 // Open loads the programs and attaches them. Events gather in the ring buffer
 // from then on.
 func Open(cfg Config) (*Probe, error) {
-	// Kernels before 5.11 charge BPF memory to RLIMIT_MEMLOCK. Where this is
-	// refused it may still be enough.
-	memlock := rlimit.RemoveMemlock()
+	// Where this is refused the limit may still be enough.
+	memlock := LiftMemlock()
 
 	spec, err := loadTcptrace()
 	if err != nil {
