@@ -89,7 +89,7 @@ func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 		return nil, err
 	}
 	if _, err := os.Stat(btfFile); cfg.btf == "" && err != nil {
-		return nil, fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE", btfFile, errors.Unwrap(err))
+		return nil, fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE; tcptrace check says more", btfFile, errors.Unwrap(err))
 	}
 	kernel, err := probe.Open(probe.Config{
 		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot, TimeWait: cfg.timeWait,

@@ -31,7 +31,7 @@ var facilities = []Facility{
 			{Name: tpBTF, Needs: "the kernel's own BTF"},
 			{Name: rawTP, Needs: "bpf_probe_read_kernel", Loses: "all that iterators and trampolines tell: sockets from before the start, who accepted, who holds what, TIME_WAIT; and what happens while the program is running already"},
 		},
-		Lost: "tcptrace cannot run; a snapshot can",
+		Lost: "nothing can be traced",
 	},
 	{
 		Name: "nested", What: "transitions that interrupt another on the same CPU",
