@@ -6,6 +6,8 @@
 GO        ?= go
 # Arguments for the command in `make run`, for example: make run ARGS='--localport 443 -o text'
 ARGS      ?=
+# Where `make install` puts things, below DESTDIR if that is set.
+PREFIX    ?= /usr/local
 # Per fuzz target, in executions: with a time, Go before 1.27 now and then reports the end of it as a failure
 # (golang/go#75804). Per benchmark, in seconds.
 FUZZTIME  ?= 200000x
@@ -18,7 +20,7 @@ export CGO_ENABLED := 0
 # bind mount): there, build without the stamp.
 NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build run test generate generate-check lint fmt-check vet race fuzz bench clean help
+.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean help
 
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
 build: ## build bin/tcptrace (the default)
@@ -26,6 +28,9 @@ build: ## build bin/tcptrace (the default)
 
 run: build ## build, then trace this host until interrupted (root; ARGS='...')
 	@exec bin/tcptrace $(ARGS)
+
+install: build ## build, then install below PREFIX=/usr/local: command, manual page, completions, documents
+	scripts/install "$(DESTDIR)$(PREFIX)" bin/tcptrace
 
 # -count=1: the running kernel is an input that go's test cache does not see.
 # -p 1: the live tests watch the whole host, and packages tested side by side would disturb each other's timing.
@@ -42,12 +47,19 @@ generate: ## compile bpf/ anew and rewrite the generated code in internal/probe
 generate-check: ## fail if the committed generated code is not what bpf/ gives
 	scripts/install-deps generate
 	@set -e; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
-	tar --exclude=./.git --exclude=./bin -cf - . | tar -xf - -C "$$copy"; \
+	tar --exclude=./.git --exclude=./bin --exclude=./dist -cf - . | tar -xf - -C "$$copy"; \
 	rm -f "$$copy"/internal/probe/*_bpfe[lb].*; \
 	(cd "$$copy" && $(GO) generate ./...); \
 	diff -rq internal/probe "$$copy/internal/probe" || { \
 		echo "generate-check: internal/probe is not what bpf/ gives: run 'make generate' and commit the result" >&2; \
 		exit 1; }
+
+dist: ## make a release in dist/: static commands, SBOMs, archives, checksums
+	scripts/dist
+
+dist-check: ## fail if two builds of a release differ, or what is in it does not work
+	scripts/install-deps dist
+	scripts/dist-check
 
 # The linter lives in a module of its own, so that its dependencies never become the product's.
 lint: ## golangci-lint, rules in .golangci.yml (the first run builds it: about two minutes)
@@ -75,7 +87,7 @@ bench: ## the Go benchmarks of cmd, internal and pkg
 	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./cmd/... ./internal/... ./pkg/...
 
 clean: ## remove what the build made
-	rm -rf bin
+	rm -rf bin dist
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

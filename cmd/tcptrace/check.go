@@ -65,6 +65,7 @@ func checkCommand(e env) *cobra.Command {
 	c.Flags().SortFlags = false
 	c.Flags().StringVarP(&output, "output", "o", "text", "`FORMAT`: text (for eyes) or json (one record a line)")
 	c.Flags().Var(&btf, "btf", "kernel types from `FILE`, where "+btfFile+" is not to be had")
+	complete(c, nil)
 	return c
 }
 

@@ -303,12 +303,17 @@ func netns(s string) (uint32, error) {
 	return uint32(st.Ino), nil
 }
 
+// types are the types of records that --events may name.
+func (f *flags) types() []string {
+	if f.snapshot {
+		return snapshotTypes
+	}
+	return recordTypes
+}
+
 // what takes the flags that say what is printed.
 func (f *flags) what(c *config) error {
-	types := recordTypes
-	if f.snapshot {
-		types = snapshotTypes
-	}
+	types := f.types()
 	c.print = map[string]bool{}
 	for _, t := range types {
 		c.print[t] = len(f.events) == 0 && t != "summary"

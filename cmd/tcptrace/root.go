@@ -66,7 +66,8 @@ func run(ctx context.Context, e env) error {
 	once.Use = "snapshot [flags]"
 	once.Short = "Print the TCP sockets that exist now, who holds them, and which nobody closes"
 	once.Long, once.Example = snapshotHelp, snapshotExamples
-	root.AddCommand(once, checkCommand(e))
+	root.Version = thisBuild().String()
+	root.AddCommand(once, checkCommand(e), completion(e), man(e))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
@@ -93,6 +94,7 @@ func command(e env, do func(context.Context, env, *config) error, snapshot bool)
 		},
 	}
 	f.register(c.Flags(), snapshot)
+	complete(c, f.types())
 	return c
 }
 
