@@ -57,6 +57,9 @@ http {
 	slowSize = 160 << 10
 	bigSize  = 4 << 20
 
+	// An nginx that is told to reload closes the connections that wait for a request, also
+	// those that haproxy has just taken for one: without retries that is a 502. Each
+	// retry may meet the next such connection, until there are none left.
 	haproxyConf = `
 global
 	nbthread 2
@@ -68,6 +71,8 @@ defaults
 	timeout server 10s
 	timeout http-request 3s
 	timeout http-keep-alive 3s
+	retry-on empty-response
+	retries 100
 frontend web
 	bind 127.0.0.1:8081
 	default_backend nginx

@@ -94,12 +94,8 @@ func main() {
 	}
 }
 
-// So many may go wrong: when the server behind a proxy is told to reload, it closes
-// connections that the proxy has just taken for a request.
-const maxFailures = 5
-
 // load has all habits at once, and returns how often each was gone through. It
-// ends when too many go wrong.
+// ends at the first that goes wrong.
 func load() (map[string]int, error) {
 	ctx, fail := context.WithCancelCause(context.Background())
 	defer fail(nil)
@@ -114,18 +110,17 @@ func load() (map[string]int, error) {
 	}()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
-	done, failures := map[string]int{}, 0
+	done := map[string]int{}
 	for _, h := range habits {
 		for range h.clients {
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					err := h.once()
-					mu.Lock()
-					if err == nil {
-						done[h.name]++
-					} else if failures++; failures > maxFailures {
+					if err := h.once(); err != nil {
 						fail(fmt.Errorf("%s: %w", h.name, err))
+						return
 					}
+					mu.Lock()
+					done[h.name]++
 					mu.Unlock()
 				}
 			})
