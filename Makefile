@@ -20,7 +20,7 @@ export CGO_ENABLED := 0
 # bind mount): there, build without the stamp.
 NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean help
+.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests help
 
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
 build: ## build bin/tcptrace (the default)
@@ -60,6 +60,10 @@ dist: ## make a release in dist/: static commands, SBOMs, archives, checksums
 dist-check: ## fail if two builds of a release differ, or what is in it does not work
 	scripts/install-deps dist
 	scripts/dist-check
+
+# In a module of its own, so that Kubernetes never becomes a dependency of the product.
+validate-manifests: ## test deploy/kubernetes/ as an API server would (the first run builds its validation: a minute)
+	cd deploy/kubernetes && $(GO) vet . && $(GO) test -count=1 .
 
 # The linter lives in a module of its own, so that its dependencies never become the product's.
 lint: ## golangci-lint, rules in .golangci.yml (the first run builds it: about two minutes)
