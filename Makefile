@@ -20,7 +20,7 @@ export CGO_ENABLED := 0
 # bind mount): there, build without the stamp.
 NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests help
+.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests image help
 
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
 build: ## build bin/tcptrace (the default)
@@ -35,7 +35,7 @@ install: build ## build, then install below PREFIX=/usr/local: command, manual p
 # -count=1: the running kernel is an input that go's test cache does not see.
 # -p 1: the live tests watch the whole host, and packages tested side by side would disturb each other's timing.
 test: ## all tests: unit, command line, live kernel (live ones need root)
-	scripts/install-deps test
+	scripts/install-deps test oci
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
 
 generate: ## compile bpf/ anew and rewrite the generated code in internal/probe
@@ -60,6 +60,10 @@ dist: ## make a release in dist/: static commands, SBOMs, archives, checksums
 dist-check: ## fail if two builds of a release differ, or what is in it does not work
 	scripts/install-deps dist
 	scripts/dist-check
+
+image: dist ## make the container image of a release: dist/tcptrace-image.tar, both architectures
+	scripts/install-deps oci
+	scripts/image
 
 # In a module of its own, so that Kubernetes never becomes a dependency of the product.
 validate-manifests: ## test deploy/kubernetes/ as an API server would (the first run builds its validation: a minute)

@@ -13,13 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// containerID is one as container runtimes make them.
+func containerID() string {
+	var random [32]byte
+	rand.Read(random[:])
+	return hex.EncodeToString(random[:])
+}
+
 // newContainer makes a cgroup that is named as Docker names those of containers
 // under systemd, and removes it when the test is over.
 func newContainer(t *testing.T) (id, dir string) {
 	t.Helper()
-	var random [32]byte
-	rand.Read(random[:])
-	id = hex.EncodeToString(random[:])
+	id = containerID()
 	root := t.TempDir()
 	// A mount of its own: that of the host may be read-only, or elsewhere.
 	if err := unix.Mount("none", root, "cgroup2", 0, ""); err != nil {

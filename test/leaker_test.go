@@ -57,10 +57,11 @@ func processOf(t *testing.T, pid int) process {
 func (a *agent) process() process { return processOf(a.t, a.pid) }
 
 // compiledLeaker is leak.c, compiled when the first test asks for it; TestMain
-// removes it with the command under test.
+// removes it with the command under test. It is static, for containers without a
+// libc.
 var compiledLeaker = sync.OnceValues(func() (string, error) {
 	bin := filepath.Join(buildDir, "leak-c")
-	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", bin, "leak/leak.c").CombinedOutput()
+	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-static", "-o", bin, "leak/leak.c").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("compile leak.c: %w\n%s", err, out)
 	}

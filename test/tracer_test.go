@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -45,11 +46,18 @@ func startTracer(t *testing.T, args ...string) *tracer {
 // startTracerAs starts it with a user's privileges.
 func startTracerAs(t *testing.T, u user, args ...string) *tracer {
 	t.Helper()
+	cmd := u.command(t, append([]string{"--duration", tracerLife}, args...)...)
+	return startTracerBy(t, cmd, func() error { return u.start(cmd) })
+}
+
+// startTracerBy starts tcptrace by a command that passes signals on to it, and ends as
+// it ends.
+func startTracerBy(t *testing.T, cmd *exec.Cmd, start func() error) *tracer {
+	t.Helper()
 	outRead, outWrite := newPipe(t)
 	errRead, errWrite := newPipe(t)
-	cmd := u.command(t, append([]string{"--duration", tracerLife}, args...)...)
 	cmd.Stdout, cmd.Stderr = outWrite, errWrite
-	if err := u.start(cmd); err != nil {
+	if err := start(); err != nil {
 		t.Fatal(err)
 	}
 	outWrite.Close()
