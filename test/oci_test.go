@@ -366,6 +366,21 @@ func TestFromAContainerOfItsPodTheLeakIsNamedAsThere(t *testing.T) {
 	}
 }
 
+// probe asks the container of a process for a page, as kubelet and Prometheus do,
+// until it is there with the text.
+func probe(t *testing.T, pid int, path, text string) {
+	t.Helper()
+	var out []byte
+	var err error
+	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		out, err = exec.Command("nsenter", "-t", strconv.Itoa(pid), "-n", "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:9464"+path).CombinedOutput()
+		if err == nil && strings.Contains(string(out), text) {
+			return
+		}
+	}
+	t.Errorf("%s: %v, want %q in:\n%s", path, err, text, out)
+}
+
 // With the host's PIDs and a network namespace of its own.
 func TestFromADaemonSetTheLeakOfAnotherPodIsNamed(t *testing.T) {
 	t.Parallel()
@@ -376,8 +391,9 @@ func TestFromADaemonSetTheLeakOfAnotherPodIsNamed(t *testing.T) {
 		p := newPod(t)
 		leaking = p.app(s, false)
 		peer := s.agent("peer")
-		s.add(newPod(t).trace(img, granted(t, "daemonset.yaml"), map[specs.LinuxNamespaceType]string{specs.PIDNamespace: ""},
-			"--netns", fmt.Sprint(s.ns.inode), "--close-wait-after", closeWaitAfter.String()))
+		args := append(listed(t, "daemonset.yaml", "args"), "--events", "stats", // the books, for this test
+			"--netns", fmt.Sprint(s.ns.inode), "--close-wait-after", closeWaitAfter.String())
+		s.add(newPod(t).trace(img, granted(t, "daemonset.yaml"), map[specs.LinuxNamespaceType]string{specs.PIDNamespace: ""}, args...))
 		want = p.leak(leaking, peer)
 		want.who.pid = leaking.host
 		for _, l := range want.sockets {
@@ -385,6 +401,9 @@ func TestFromADaemonSetTheLeakOfAnotherPodIsNamed(t *testing.T) {
 		}
 		s.awaitFindings([]leak{want})
 		time.Sleep(lag)
+		probe(t, s.tr.pid, "/healthz", "")
+		probe(t, s.tr.pid, "/readyz", "")
+		probe(t, s.tr.pid, "/metrics", `tcptrace_findings_open{kind="close_wait_leak"} 1`)
 	})
 	checkFindings(t, runs[0].records, []leak{want})
 	checkContainer(t, runs[0].records, leaking.id)
