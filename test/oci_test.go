@@ -366,9 +366,9 @@ func TestFromAContainerOfItsPodTheLeakIsNamedAsThere(t *testing.T) {
 	}
 }
 
-// probe asks the container of a process for a page, as kubelet and Prometheus do,
+// askFor asks the container of a process for a page, as kubelet and Prometheus do,
 // until it is there with the text.
-func probe(t *testing.T, pid int, path, text string) {
+func askFor(t *testing.T, pid int, path, text string) {
 	t.Helper()
 	var out []byte
 	var err error
@@ -401,9 +401,9 @@ func TestFromADaemonSetTheLeakOfAnotherPodIsNamed(t *testing.T) {
 		}
 		s.awaitFindings([]leak{want})
 		time.Sleep(lag)
-		probe(t, s.tr.pid, "/healthz", "")
-		probe(t, s.tr.pid, "/readyz", "")
-		probe(t, s.tr.pid, "/metrics", `tcptrace_findings_open{kind="close_wait_leak"} 1`)
+		askFor(t, s.tr.pid, "/healthz", "")
+		askFor(t, s.tr.pid, "/readyz", "")
+		askFor(t, s.tr.pid, "/metrics", `tcptrace_findings_open{kind="close_wait_leak"} 1`)
 	})
 	checkFindings(t, runs[0].records, []leak{want})
 	checkContainer(t, runs[0].records, leaking.id)
