@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -60,12 +59,7 @@ func (a *agent) process() process { return processOf(a.t, a.pid) }
 // removes it with the command under test. It is static, for containers without a
 // libc.
 var compiledLeaker = sync.OnceValues(func() (string, error) {
-	bin := filepath.Join(buildDir, "leak-c")
-	out, err := exec.Command("gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-static", "-o", bin, "leak/leak.c").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("compile leak.c: %w\n%s", err, out)
-	}
-	return bin, nil
+	return program(buildDir, "leak-c", "leak/leak.c", "gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-static")
 })
 
 // startLeaker runs "c SHAPE ARG..." or "py SHAPE" in the scene.

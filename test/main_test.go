@@ -2,7 +2,8 @@
 // makes TCP traffic whose truth it knows, in network namespaces of its own, and
 // compares what tcptrace prints with what the processes that made it say.
 //
-// The command is the one that TCPTRACE_BIN names; without it, one is built.
+// The command is the one that TCPTRACE_BIN names; without it, one is built. With
+// -short, loads are smaller: an emulated CPU takes ten times as long.
 package livetest
 
 import (
@@ -78,12 +79,22 @@ func findBinary(dir string) (string, error) {
 	if bin := os.Getenv("TCPTRACE_BIN"); bin != "" {
 		return filepath.Abs(bin)
 	}
-	bin := filepath.Join(dir, "tcptrace")
-	build := exec.Command("go", "build", "-o", bin, "../cmd/tcptrace")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile builds it
-	out, err := build.CombinedOutput()
+	return program(dir, "tcptrace", "../cmd/tcptrace", "go", "build")
+}
+
+// program is the path of a program that compiler makes of source, in dir. Where
+// TCPTRACE_TESTBIN names a directory it is the one in there: a virtual machine
+// has no compiler.
+func program(dir, name, source string, compiler ...string) (string, error) {
+	if made := os.Getenv("TCPTRACE_TESTBIN"); made != "" {
+		return filepath.Abs(filepath.Join(made, name))
+	}
+	bin := filepath.Join(dir, name)
+	cmd := exec.Command(compiler[0], append(compiler[1:], "-o", bin, source)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as the Makefile builds the command
+	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("build tcptrace: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return bin, nil
 }

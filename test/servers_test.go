@@ -212,9 +212,9 @@ func TestServersUnderLoadAreNotFoundToLeakButOneThatLeaksIs(t *testing.T) {
 
 func buildLoad(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "load")
-	if out, err := exec.Command("go", "build", "-o", bin, "./load").CombinedOutput(); err != nil {
-		t.Fatalf("build load: %v\n%s", err, out)
+	bin, err := program(t.TempDir(), "load", "./load", "go", "build")
+	if err != nil {
+		t.Fatal(err)
 	}
 	return bin
 }

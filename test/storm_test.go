@@ -18,7 +18,7 @@ import (
 
 // A storm of the size that the product promises.
 func TestAStormOfAHundredThousandConnectionsIsSeenWhole(t *testing.T) {
-	const connections = 100_000
+	connections := stormSize(100_000)
 	bin := buildStorm(t)
 	t.Run("every record into a file", func(t *testing.T) {
 		run := quietStorm(t, bin, connections)
@@ -29,7 +29,7 @@ func TestAStormOfAHundredThousandConnectionsIsSeenWhole(t *testing.T) {
 			t.Errorf("%d transitions and connections printed and %d shed, want %d at the least", run.printed, run.stats.Unprinted, least)
 		}
 		// The tracepoint shows ten of each connection; the eleventh ends TIME_WAIT.
-		if want := uint64(11*connections + 2*16); run.stats.Unprinted == 0 && (run.transitions != want || run.connections != 2*connections) {
+		if want := 11*connections + 2*16; run.stats.Unprinted == 0 && (run.transitions != want || run.connections != 2*connections) {
 			t.Errorf("%d transitions and %d connections of the storm printed, want %d and %d",
 				run.transitions, run.connections, want, 2*connections)
 		}
@@ -49,7 +49,7 @@ func TestAStormOfAHundredThousandConnectionsIsSeenWhole(t *testing.T) {
 // quietStorm runs a storm in which the kernel lost nothing. On some hosts it
 // loses a pair of transitions now and then and counts it nowhere.
 // tcptrace must notice that, and does; such a storm proves nothing else.
-func quietStorm(t *testing.T, bin string, connections int, flags ...string) stormRun {
+func quietStorm(t *testing.T, bin string, connections uint64, flags ...string) stormRun {
 	t.Helper()
 	for attempt := 1; ; attempt++ {
 		run := stormUnderTracer(t, bin, connections, flags...)
@@ -61,7 +61,7 @@ func quietStorm(t *testing.T, bin string, connections int, flags ...string) stor
 		}
 		checkBooks(t, &stats)
 		if n := stats.Lost["nested"]; n == 0 {
-			if want := uint64(10*connections + 2*16); stats.Seen < want {
+			if want := 10*connections + 2*16; stats.Seen < want {
 				t.Errorf("saw %d transitions, want %d at the least", stats.Seen, want)
 			}
 			return run
@@ -88,7 +88,7 @@ type stormRun struct {
 // stormUnderTracer runs one storm in a namespace of its own under a tcptrace
 // with default flags. The namespace's filter is not used: the storm is all
 // there is, and the default is what is promised.
-func stormUnderTracer(t *testing.T, bin string, connections int, flags ...string) (run stormRun) {
+func stormUnderTracer(t *testing.T, bin string, connections uint64, flags ...string) (run stormRun) {
 	t.Helper()
 	ns := newNetns(t)
 	ns.sysctl(t, "ipv4/tcp_max_tw_buckets", "200000") // a small machine's limit would be reached
@@ -186,7 +186,7 @@ func TestStartingInTheMiddleOfAStormMissesNothingFromThenOn(t *testing.T) {
 		ns := newNetns(t)
 		var cmd *exec.Cmd
 		ns.do(t, func() {
-			cmd = exec.Command(bin, "-n", "60000")
+			cmd = exec.Command(bin, "-n", fmt.Sprint(stormSize(60_000)))
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -213,9 +213,17 @@ func TestStartingInTheMiddleOfAStormMissesNothingFromThenOn(t *testing.T) {
 func buildStorm(t *testing.T) string {
 	t.Helper()
 	live(t)
-	bin := filepath.Join(t.TempDir(), "storm")
-	if out, err := exec.Command("go", "build", "-o", bin, "./storm").CombinedOutput(); err != nil {
-		t.Fatalf("build storm: %v\n%s", err, out)
+	bin, err := program(t.TempDir(), "storm", "./storm", "go", "build")
+	if err != nil {
+		t.Fatal(err)
 	}
 	return bin
+}
+
+// stormSize is n connections, or a tenth with -short.
+func stormSize(n uint64) uint64 {
+	if testing.Short() {
+		return n / 10
+	}
+	return n
 }

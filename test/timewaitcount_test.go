@@ -136,7 +136,7 @@ func (n *netns) timeWaits(t *testing.T) (summary, lines int) {
 
 // Not parallel: it loads the machine.
 func TestFiftyThousandInTimeWaitAreThoseThatSsCounts(t *testing.T) {
-	const connections = 50_000
+	connections := int(stormSize(50_000))
 	bin := buildStorm(t)
 	for attempt := 1; ; attempt++ {
 		lost := fiftyThousand(t, bin, connections)
