@@ -12,6 +12,8 @@ PREFIX    ?= /usr/local
 # (golang/go#75804). Per benchmark, in seconds.
 FUZZTIME  ?= 200000x
 BENCHTIME ?= 1s
+# For `make test-vm`: kernels of Debian's, each with or without a variant; test/vm/run says which there are.
+KERNEL    ?= 6.1 6.12 6.12:integrity 6.12:confidentiality 6.12:arm64
 
 # One static binary that runs on any distribution and in an empty container. `race` alone needs cgo.
 export CGO_ENABLED := 0
@@ -20,7 +22,7 @@ export CGO_ENABLED := 0
 # bind mount): there, build without the stamp.
 NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests image help
+.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests image test-vm help
 
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
 build: ## build bin/tcptrace (the default)
@@ -37,6 +39,10 @@ install: build ## build, then install below PREFIX=/usr/local: command, manual p
 test: ## all tests: unit, command line, live kernel (live ones need root)
 	scripts/install-deps test oci
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
+
+test-vm: ## the live tests on other kernels, in QEMU (KERNEL='6.12 6.12:arm64 ...')
+	scripts/install-deps vm
+	test/vm/run $(KERNEL)
 
 generate: ## compile bpf/ anew and rewrite the generated code in internal/probe
 	scripts/install-deps generate
