@@ -227,6 +227,7 @@ func leaks(t testing.TB, what ...string) []byte {
 		// rest when it is needed.
 		for _, d := range details {
 			check(t, w.Details(&events.Details{Pid: d.Pid, Container: d.Container}))
+			check(t, w.Container(&events.Container{ID: "c0ffee", Name: "web", Pod: "cart-0", Namespace: "shop"}))
 		}
 		play(before)
 		check(t, w.Clock(scanned, wall))

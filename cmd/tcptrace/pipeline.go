@@ -148,6 +148,12 @@ func (p *pipeline) Details(d *events.Details) error {
 	return nil
 }
 
+// Container implements recording.Sink.
+func (p *pipeline) Container(c *events.Container) error {
+	p.tracker.Container(c)
+	return nil
+}
+
 // Transition implements aggregate.Output.
 func (p *pipeline) Transition(t *aggregate.Transition) bool {
 	if !p.cfg.print["transition"] {

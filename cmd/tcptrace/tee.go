@@ -70,6 +70,11 @@ func (t *tee) Details(d *events.Details) error {
 	return t.pipeline.Details(d)
 }
 
+func (t *tee) Container(c *events.Container) error {
+	t.keep(func(w *recording.Writer) error { return w.Container(c) })
+	return t.pipeline.Container(c)
+}
+
 func (t *tee) Probe(facility, variant string) error {
 	t.keep(func(w *recording.Writer) error { return w.Probe(facility, variant) })
 	return t.pipeline.Probe(facility, variant)

@@ -38,8 +38,9 @@ func FuzzComm(f *testing.F) {
 		// A path and a sentence may be longer than a name. An empty path is none.
 		long := append([]byte("/"), in...)
 		f := aggregate.Finding{
-			Pid: 1, Comm: comm, Exe: string(long), Container: string(long), Message: string(long),
-			Holders: []aggregate.SocketHolder{{Holder: s.Holders[0]}},
+			Pid: 1, Comm: comm, Exe: string(long), Message: string(long),
+			Container: events.Container{ID: string(long), Name: string(long), Pod: string(long), Namespace: string(long)},
+			Holders:   []aggregate.SocketHolder{{Holder: s.Holders[0]}},
 		}
 		f.Evidence.Verdicts[aggregate.NotAccepted] = 1
 		f.Evidence.Listeners = f.Holders
@@ -51,6 +52,8 @@ func FuzzComm(f *testing.F) {
 				Type                    string
 				Comm                    string
 				Exe, Container, Message string
+				Pod, Namespace          string
+				ContainerName           string `json:"container_name"`
 				Holders                 []struct{ Comm string }
 				Evidence                struct{ Listeners []struct{ Comm string } }
 			}
@@ -69,8 +72,9 @@ func FuzzComm(f *testing.F) {
 				continue
 			}
 			want := roundTrip(t, string(long))
-			if len(got.Holders) != 1 || len(got.Evidence.Listeners) != 1 || got.Exe != want || got.Container != want || got.Message != want {
-				t.Errorf("got %+v, want one holder, one listener, and %q for exe, container and message", got, want)
+			if len(got.Holders) != 1 || len(got.Evidence.Listeners) != 1 || got.Exe != want || got.Container != want || got.Message != want ||
+				got.Pod != want || got.Namespace != want || got.ContainerName != want {
+				t.Errorf("got %+v, want one holder, one listener, and %q for exe, container, its names and message", got, want)
 			}
 		}
 	})

@@ -1,6 +1,7 @@
 package jsonl
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -121,7 +122,8 @@ func TestAConnectionHasTheFieldsOfTheContract(t *testing.T) {
 			"nothing sent", func(c *aggregate.Connection) { c.Sent, c.Received = 0, 0 },
 			object{"sent_bytes": num("0"), "received_bytes": num("0")},
 		},
-		{"in a container", func(c *aggregate.Connection) { c.Container = "abc123" }, object{"container": "abc123"}},
+		{"in a container", func(c *aggregate.Connection) { c.Container.ID = "abc123" }, object{"container": "abc123"}},
+		{"in a pod", func(c *aggregate.Connection) { c.Container = inPod }, objectInPod},
 		{"a gap", func(c *aggregate.Connection) { c.Gap = true }, object{"gap": true}},
 		{"records were shed", func(c *aggregate.Connection) { c.Unprinted = 2 }, object{"unprinted": num("2")}},
 	} {
@@ -208,6 +210,9 @@ func TestEncodingAllocatesNothing(t *testing.T) {
 	v6.Laddr, v6.Raddr = addr("2001:db8::1"), addr("2001:db8::2")
 	hostile := benchTransition()
 	hostile.Owner.Comm = events.Comm([]byte("\xff\"\\\n\x1b[2J\xe2\x80\xa8\xc3\x28abc")[:events.CommLen])
+	contained := benchTransition()
+	contained.Container = inPod
+	contained.Container.ID = strings.Repeat("0123456789abcdef", 4)
 	s := &aggregate.Socket{Ends: ends(), State: events.CloseWait, Holders: make([]aggregate.Holder, 4)}
 	for _, tt := range []struct {
 		name   string
@@ -216,6 +221,7 @@ func TestEncodingAllocatesNothing(t *testing.T) {
 		{"an IPv4 transition", func() { buf = e.Transition(buf[:0], tr) }},
 		{"an IPv6 transition", func() { buf = e.Transition(buf[:0], v6) }},
 		{"a transition of a hostile name", func() { buf = e.Transition(buf[:0], hostile) }},
+		{"a transition in a pod", func() { buf = e.Transition(buf[:0], contained) }},
 		{"a connection", func() { buf = e.Connection(buf[:0], c) }},
 		{"a socket", func() { buf = e.Socket(buf[:0], s) }},
 		{"a transition a second after the last", func() { tr.Ktime += 1e9; buf = e.Transition(buf[:0], tr) }},

@@ -32,7 +32,7 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 	} else {
 		b = appendString(b, []byte(f.Exe))
 	}
-	b = appendContainer(b, f.Container)
+	b = appendContainer(b, &f.Container)
 	b = appendInt(b, "count", f.Count)
 	b = append(b, `,"oldest_ms":`...)
 	b = appendMs(b, f.Oldest)

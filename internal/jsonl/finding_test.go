@@ -56,7 +56,7 @@ func history(t testing.TB) *aggregate.History {
 func finding(t testing.TB, kind aggregate.Kind) *aggregate.Finding {
 	f := &aggregate.Finding{
 		Ktime: 77, ID: "some-id-1", Kind: kind, Severity: aggregate.Warning,
-		Pid: 4711, Comm: events.MakeComm("nginx"), Exe: "/usr/sbin/nginx", Container: "abc123",
+		Pid: 4711, Comm: events.MakeComm("nginx"), Exe: "/usr/sbin/nginx", Container: events.Container{ID: "abc123"},
 		Count: 6, Oldest: 90 * time.Second,
 		Holders: []aggregate.SocketHolder{
 			{Holder: aggregate.Holder{Pid: 4711, Comm: events.MakeComm("nginx"), Fd: 7}, Cookie: 0xdeadbeef01},
@@ -189,9 +189,13 @@ func TestAFindingHasTheFieldsOfTheContract(t *testing.T) {
 		{
 			"of a process that was gone before it was asked", aggregate.CloseWaitLeak,
 			func(f *aggregate.Finding) {
-				f.Exe, f.Container, f.Evidence.OpenFiles, f.Evidence.FileLimit = "", "", 0, 0
+				f.Exe, f.Container, f.Evidence.OpenFiles, f.Evidence.FileLimit = "", events.Container{}, 0, 0
 			},
 			without(with(findingObject("close_wait_leak", without(leak(), "open_fds", "limit")), object{"exe": nil}), "container"),
+		},
+		{
+			"in a pod", aggregate.CloseWaitLeak, func(f *aggregate.Finding) { f.Container = inPod },
+			with(findingObject("close_wait_leak", leak()), objectInPod),
 		},
 		{
 			"without a limit", aggregate.CloseWaitLeak, func(f *aggregate.Finding) { f.Evidence.FileLimit = math.MaxUint64 },
@@ -222,7 +226,7 @@ func TestAFindingHasTheFieldsOfTheContract(t *testing.T) {
 		{
 			"of no visible process", aggregate.CloseWaitLeak,
 			func(f *aggregate.Finding) {
-				f.Pid, f.Comm, f.Exe, f.Container, f.Evidence.FileLimit = 0, events.Comm{}, "", "", 0
+				f.Pid, f.Comm, f.Exe, f.Container, f.Evidence.FileLimit = 0, events.Comm{}, "", events.Container{}, 0
 			},
 			without(with(findingObject("close_wait_leak", without(leak(), "open_fds", "limit", "peer_closed_first", "closed", "held")),
 				object{"pid": nil, "comm": nil, "exe": nil}), "container"),
@@ -241,7 +245,10 @@ func TestAFindingHasTheFieldsOfTheContract(t *testing.T) {
 		},
 		{
 			"of no visible process, resolved", aggregate.CloseWaitLeak,
-			func(f *aggregate.Finding) { resolve(f); f.Pid, f.Comm, f.Exe, f.Container = 0, events.Comm{}, "", "" },
+			func(f *aggregate.Finding) {
+				resolve(f)
+				f.Pid, f.Comm, f.Exe, f.Container = 0, events.Comm{}, "", events.Container{}
+			},
 			without(with(with(findingObject("close_wait_leak", members(peaks)), over), object{"pid": nil, "comm": nil, "exe": nil}), "container"),
 		},
 		{

@@ -176,12 +176,21 @@ func appendAddr(b []byte, a *events.Addr) []byte {
 	return append(b, '"')
 }
 
-func appendContainer(b []byte, id string) []byte {
-	if id == "" {
+func appendContainer(b []byte, c *events.Container) []byte {
+	if c.ID == "" {
 		return b
 	}
 	b = append(b, `,"container":`...)
-	return appendString(b, []byte(id))
+	b = appendString(b, []byte(c.ID))
+	if c.Pod == "" {
+		return b
+	}
+	b = append(b, `,"pod":`...)
+	b = appendString(b, []byte(c.Pod))
+	b = append(b, `,"namespace":`...)
+	b = appendString(b, []byte(c.Namespace))
+	b = append(b, `,"container_name":`...)
+	return appendString(b, []byte(c.Name))
 }
 
 // appendHolder leaves the object open.
@@ -220,7 +229,7 @@ func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
 	} else {
 		b = append(b, `,"source":"tracepoint"`...)
 	}
-	b = appendContainer(b, t.Container)
+	b = appendContainer(b, &t.Container)
 	return appendMarks(b, t.Gap, t.Unprinted)
 }
 
@@ -279,7 +288,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	}
 	b = append(b, `,"time_wait_end":`...)
 	b = appendName(b, c.TimeWaitEnd.String())
-	b = appendContainer(b, c.Container)
+	b = appendContainer(b, &c.Container)
 	return appendMarks(b, c.Gap, c.Unprinted)
 }
 
@@ -319,7 +328,7 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 		b = append(b, `,"verdict":`...)
 		b = appendName(b, s.Verdict.String())
 	}
-	b = appendContainer(b, s.Container)
+	b = appendContainer(b, &s.Container)
 	return append(b, '}', '\n')
 }
 

@@ -17,6 +17,11 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
+var (
+	inPod       = events.Container{ID: "abc123", Name: "web", Pod: "cart-0", Namespace: "shop"}
+	objectInPod = object{"container": "abc123", "pod": "cart-0", "namespace": "shop", "container_name": "web"}
+)
+
 // object is a JSON object as encoding/json sees it, with numbers as they are written.
 type object = map[string]any
 
@@ -171,7 +176,8 @@ func TestATransitionHasTheFieldsOfTheContract(t *testing.T) {
 			object{"pid": nil, "comm": nil, "owner_source": nil},
 		},
 		{"no dwell time", func(tr *aggregate.Transition) { tr.Dwell = aggregate.Unknown }, object{"dwell_ms": nil}},
-		{"in a container", func(tr *aggregate.Transition) { tr.Container = "abc123" }, object{"container": "abc123"}},
+		{"in a container", func(tr *aggregate.Transition) { tr.Container.ID = "abc123" }, object{"container": "abc123"}},
+		{"in a pod", func(tr *aggregate.Transition) { tr.Container = inPod }, objectInPod},
 		{"a gap", func(tr *aggregate.Transition) { tr.Gap = true }, object{"gap": true}},
 		{"records before it were shed", func(tr *aggregate.Transition) { tr.Unprinted = 3 }, object{"unprinted": num("3")}},
 		{
@@ -334,7 +340,8 @@ func TestASocketHasTheFieldsOfTheContract(t *testing.T) {
 			"that is being accepted", func(s *aggregate.Socket) { s.State, s.Mini = events.SynRecv, true },
 			object{"state": "SYN_RECV"},
 		},
-		{"in a container", func(s *aggregate.Socket) { s.Container = "abc123" }, object{"container": "abc123"}},
+		{"in a container", func(s *aggregate.Socket) { s.Container.ID = "abc123" }, object{"container": "abc123"}},
+		{"in a pod", func(s *aggregate.Socket) { s.Container = inPod }, objectInPod},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := aggregate.Socket{Ends: ends(), Ktime: 99, State: events.Established, Age: 1500 * time.Microsecond}

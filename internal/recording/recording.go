@@ -8,6 +8,7 @@ package recording
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ const (
 	frameThresholds
 	frameNetwork
 	frameSummarize
+	frameContainer
 )
 
 // What a frame has place for.
@@ -60,6 +62,8 @@ type Sink interface {
 	Summarize() error
 	// Details takes what /proc says of a process. It does not keep d.
 	Details(d *events.Details) error
+	// Container takes the names of a container. It does not keep c.
+	Container(c *events.Container) error
 }
 
 // A Writer is a Sink that writes to a file. It belongs to one goroutine.
@@ -151,6 +155,11 @@ func (w *Writer) Details(d *events.Details) error {
 	return w.frame(frameDetails, append(b, d.Container+"\x00"+d.Exe...))
 }
 
+// Container implements Sink. What is in c has no byte 0.
+func (w *Writer) Container(c *events.Container) error {
+	return w.frame(frameContainer, []byte(strings.Join([]string{c.ID, c.Name, c.Pod, c.Namespace}, "\x00")))
+}
+
 // Summarize implements Sink.
 func (w *Writer) Summarize() error { return w.frame(frameSummarize, nil) }
 
@@ -232,6 +241,9 @@ func play(f frame, b []byte, s Sink) error {
 		d := events.Details{Gone: b[0] == 1, Pid: le.Uint32(b[1:]), OpenFiles: le.Uint32(b[5:]), FileLimit: le.Uint64(b[9:])}
 		d.Container, d.Exe, _ = strings.Cut(string(b[17:]), "\x00")
 		return s.Details(&d)
+	case f == frameContainer && bytes.Count(b, []byte{0}) == 3:
+		names := strings.Split(string(b), "\x00")
+		return s.Container(&events.Container{ID: names[0], Name: names[1], Pod: names[2], Namespace: names[3]})
 	}
 	return fmt.Errorf("%w: frame of type %d with %d bytes", ErrFormat, f, len(b))
 }

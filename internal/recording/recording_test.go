@@ -26,6 +26,7 @@ type (
 	detailsCall    struct{ Details events.Details }
 	thresholdsCall struct{ Thresholds events.Thresholds }
 	networkCall    struct{ Network events.Network }
+	containerCall  struct{ Container events.Container }
 	summarizeCall  struct{}
 	clockCall      struct {
 		Ktime uint64
@@ -45,6 +46,7 @@ func (f sinkFunc) Summarize() error                     { return f(summarizeCall
 func (f sinkFunc) Books(b events.Books) error           { return f(booksCall{b}) }
 func (f sinkFunc) Probe(facility, v string) error       { return f(probeCall{facility, v}) }
 func (f sinkFunc) Details(d *events.Details) error      { return f(detailsCall{*d}) }
+func (f sinkFunc) Container(c *events.Container) error  { return f(containerCall{*c}) }
 
 // keep is a Sink that appends to calls.
 func keep(calls *[]any) sinkFunc {
@@ -89,6 +91,8 @@ func do(s Sink, call any) error {
 		return s.Probe(c.Facility, c.Variant)
 	case detailsCall:
 		return s.Details(&c.Details)
+	case containerCall:
+		return s.Container(&c.Container)
 	}
 	panic("no such call")
 }
@@ -118,6 +122,8 @@ func sample() []any {
 		detailsCall{events.Details{Pid: 1<<32 - 1, OpenFiles: 1<<32 - 1, FileLimit: 1<<64 - 1, Exe: "/usr/bin/\xff (deleted)", Container: "0123abcd"}},
 		detailsCall{events.Details{Gone: true}},
 		detailsCall{},
+		containerCall{events.Container{ID: strings.Repeat("0123456789abcdef", 4), Name: "web", Pod: strings.Repeat("p", 253), Namespace: "shop"}},
+		containerCall{},
 		clockCall{1, 1_700_000_000_000_000_000},
 		eventCall{strings.Repeat("\x00", 128)},
 		thresholdsCall{events.Thresholds{
@@ -364,4 +370,5 @@ func (nothing) Network(events.Network) error       { return nil }
 func (nothing) Summarize() error                   { return nil }
 func (nothing) Books(events.Books) error           { return nil }
 func (nothing) Details(*events.Details) error      { return nil }
+func (nothing) Container(*events.Container) error  { return nil }
 func (nothing) Probe(string, string) error         { return nil }

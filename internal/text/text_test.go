@@ -269,7 +269,7 @@ func TestNoNameReachesTheTerminalRaw(t *testing.T) {
 func TestNoFindingReachesTheTerminalRaw(t *testing.T) {
 	for _, name := range nasty {
 		f := &aggregate.Finding{
-			Kind: aggregate.CloseWaitLeak, Pid: 7, Comm: events.MakeComm(name), Exe: name, Container: name, Count: 1, Message: name + "[7] keeps",
+			Kind: aggregate.CloseWaitLeak, Pid: 7, Comm: events.MakeComm(name), Exe: name, Container: events.Container{ID: name}, Count: 1, Message: name + "[7] keeps",
 			Holders: []aggregate.SocketHolder{{Holder: aggregate.Holder{Pid: 7, Comm: events.MakeComm(name), Fd: 3}}},
 		}
 		for _, e := range []encoder{&Encoder{Wall: wall}, &Snapshot{}} {

@@ -191,7 +191,7 @@ func auditProcesses(t *testing.T, tr *Tracker, owned, held, made map[uint32]int)
 			pins[proc]++
 		}
 	}
-	contained := 0
+	contained := map[*container]int{}
 	free := map[uint32]bool{}
 	for _, n := range tr.procs.free {
 		free[n] = true
@@ -228,15 +228,20 @@ func auditProcesses(t *testing.T, tr *Tracker, owned, held, made map[uint32]int)
 		if exits[n] != (q.exit.count > 0) {
 			t.Errorf("process %d: among the exits: %v, with %d sockets; want both alike", q.pid, exits[n], q.exit.count)
 		}
-		if q.details.Container != "" {
-			contained++
+		if q.in != nil {
+			contained[q.in]++
 		}
 		if n != nobody && tr.procs.byPid[q.pid] != n && q.idle() {
 			t.Errorf("process %d: has lost its PID and everything else, want it forgotten", q.pid)
 		}
 	}
-	if tr.procs.contained != contained {
-		t.Errorf("in containers: %d processes, want %d", tr.procs.contained, contained)
+	if len(tr.procs.containers) != len(contained) {
+		t.Errorf("%d containers, want %d: those that processes are in", len(tr.procs.containers), len(contained))
+	}
+	for id, c := range tr.procs.containers {
+		if c.ID != id || c.processes != contained[c] {
+			t.Errorf("container %s: has id %s and %d processes, want %d", id, c.ID, c.processes, contained[c])
+		}
 	}
 	for pid, n := range tr.procs.byPid {
 		if q := tr.procs.all[n]; q == nil || q.pid != pid {

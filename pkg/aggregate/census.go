@@ -45,7 +45,7 @@ func (t *Tracker) Census() Census {
 	for proc, k := range closeWait {
 		if k > 0 {
 			q := t.procs.all[proc]
-			n.CloseWait[Program{q.comm, q.details.Container}] += k
+			n.CloseWait[Program{q.comm, q.container().ID}] += k
 		}
 	}
 	for _, f := range t.findings {

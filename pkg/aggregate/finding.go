@@ -83,8 +83,8 @@ type Finding struct {
 	Severity  Severity
 	Pid       uint32
 	Comm      events.Comm
-	Exe       string // "": not known
-	Container string // "": none, or not known
+	Exe       string           // "": not known
+	Container events.Container // no ID: none, or not known
 	Count     int
 	Oldest    time.Duration  // Unknown if there is none
 	Holders   []SocketHolder // at most 16, those of the oldest sockets first

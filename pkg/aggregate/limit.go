@@ -109,6 +109,21 @@ func (t *Tracker) Details(d *events.Details) {
 	t.limit(q)
 }
 
+// Container takes the names of a container. One that no known process is in is
+// ignored.
+func (t *Tracker) Container(c *events.Container) {
+	if known, ok := t.procs.containers[c.ID]; ok {
+		known.Container = *c
+	}
+}
+
+// WantsNames reports whether a process is in the container with this id, and its
+// names were not given.
+func (t *Tracker) WantsNames(id string) bool {
+	c, ok := t.procs.containers[id]
+	return ok && c.Pod == ""
+}
+
 // limit finds out whether a process is about to run out of descriptors, because of
 // its sockets: one that is full of files or pipes is not our business.
 func (t *Tracker) limit(q *process) {

@@ -95,7 +95,7 @@ func (t *Tracker) setOwner(i uint32, o Owner) {
 
 // container returns that of the owner; of one in an accept queue, which belongs to
 // nobody yet, that of its listener's.
-func (t *Tracker) container(c *conn) string {
+func (t *Tracker) container(c *conn) events.Container {
 	if c.Owner.Source != SourceListener {
 		return t.procs.container(c.proc)
 	}

@@ -11,8 +11,9 @@ import (
 type process struct {
 	pid     uint32
 	comm    events.Comm
-	details events.Details
-	known   bool // details was asked for
+	details events.Details // but for the container
+	known   bool           // details was asked for
+	in      *container     // nil: none, or not known
 
 	owned                   int // sockets that it owns; of nobody, it says nothing
 	timeWait                int // minisockets of connections that it owned
@@ -39,19 +40,26 @@ type processes struct {
 	pids     map[uint32]bool // of Filter.Pids, those that no other process has now
 	children map[uint32]bool // descendants of a process that matches
 
-	all       []*process // nil: free
-	free      []uint32
-	byPid     map[uint32]uint32
-	sweepAt   int
-	contained int                 // processes that are known to be in a container
-	hidden    map[uint32]struct{} // those that are not visible from our PID namespace
+	all        []*process // nil: free
+	free       []uint32
+	byPid      map[uint32]uint32
+	sweepAt    int
+	containers map[string]*container // by id; those that processes are in
+	hidden     map[uint32]struct{}   // those that are not visible from our PID namespace
+}
+
+// A container is shared by the processes that are in it, so that its names, which
+// are known later than its id, are known of all of them at once.
+type container struct {
+	events.Container
+	processes int
 }
 
 func newProcesses(f *Filter) processes {
 	p := processes{
 		filter: f, pids: map[uint32]bool{}, children: map[uint32]bool{},
 		all: []*process{{}}, byPid: map[uint32]uint32{}, sweepAt: manyProcesses,
-		hidden: map[uint32]struct{}{},
+		containers: map[string]*container{}, hidden: map[uint32]struct{}{},
 	}
 	for _, pid := range f.Pids {
 		p.pids[pid] = true
@@ -110,9 +118,7 @@ func (p *processes) release(n uint32) {
 	if n == nobody || !q.idle() || p.byPid[q.pid] == n {
 		return
 	}
-	if q.details.Container != "" {
-		p.contained--
-	}
+	p.leave(q)
 	p.all[n] = nil
 	p.free = append(p.free, n)
 }
@@ -122,10 +128,7 @@ func (p *processes) describe(d *events.Details) *process {
 	q := p.all[p.get(d.Pid, nil)]
 	q.known = true
 	if d.Container != "" {
-		if q.details.Container == "" {
-			p.contained++
-		}
-		q.details.Container = d.Container
+		p.enter(q, d.Container)
 	}
 	if d.Exe != "" {
 		q.details.Exe = d.Exe
@@ -136,12 +139,43 @@ func (p *processes) describe(d *events.Details) *process {
 	return q
 }
 
-// container returns the container of the process with this number, "" for none.
-func (p *processes) container(n uint32) string {
-	if p.contained == 0 {
-		return ""
+// enter notes that q is in the container with this id.
+func (p *processes) enter(q *process, id string) {
+	c, ok := p.containers[id]
+	if !ok {
+		c = &container{Container: events.Container{ID: id}}
+		p.containers[id] = c
 	}
-	return p.all[n].details.Container
+	c.processes++ // before it leaves, which may be the same one
+	p.leave(q)
+	q.in = c
+}
+
+// leave forgets a container once no process is in it.
+func (p *processes) leave(q *process) {
+	if q.in == nil {
+		return
+	}
+	if q.in.processes--; q.in.processes == 0 {
+		delete(p.containers, q.in.ID)
+	}
+	q.in = nil
+}
+
+// container returns the container of the process with this number, the zero one for
+// none.
+func (p *processes) container(n uint32) events.Container {
+	if len(p.containers) == 0 {
+		return events.Container{}
+	}
+	return p.all[n].container()
+}
+
+func (q *process) container() events.Container {
+	if q.in == nil {
+		return events.Container{}
+	}
+	return q.in.Container
 }
 
 // match reports whether f asks for this process.
@@ -162,7 +196,7 @@ func (p *processes) match(pid uint32, comm *events.Comm) bool {
 		return true
 	}
 	n, ok := p.byPid[pid]
-	return ok && strings.HasPrefix(p.all[n].details.Container, p.filter.Container)
+	return ok && strings.HasPrefix(p.container(n).ID, p.filter.Container)
 }
 
 // asked reports whether the filter asks for what this process does.
@@ -182,10 +216,9 @@ func (p *processes) forked(parent, child *events.Proc, old bool) {
 			p.release(n)
 		}
 		// Until it is looked at; and it may be gone by then.
-		if id := p.container(p.byPid[parent.Pid]); id != "" && child.Pid != 0 {
+		if id := p.container(p.byPid[parent.Pid]).ID; id != "" && child.Pid != 0 {
 			c := p.get(child.Pid, &child.Comm)
-			p.all[c].details.Container = id
-			p.contained++
+			p.enter(p.all[c], id)
 		}
 	}
 	if p.filter.Follow && child.Pid != 0 && p.match(parent.Pid, &parent.Comm) {

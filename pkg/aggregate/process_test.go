@@ -1,7 +1,9 @@
 package aggregate
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,7 +74,7 @@ func TestForgettingProcessesKeepsThoseInUse(t *testing.T) {
 // containers collects the container of every transition.
 func containers(s *story) *[]string {
 	var got []string
-	s.tr.out = take{transition: func(r *Transition) { got = append(got, r.Container) }}
+	s.tr.out = take{transition: func(r *Transition) { got = append(got, r.Container.ID) }}
 	return &got
 }
 
@@ -143,16 +145,79 @@ func TestEveryRecordTellsTheContainer(t *testing.T) {
 // records is an Output that keeps the container of every record.
 type records struct{ containers []string }
 
-func (o *records) Transition(r *Transition) bool { return o.keep(r.Container) }
-func (o *records) Connection(r *Connection) bool { return o.keep(r.Container) }
-func (o *records) Socket(r *Socket) bool         { return o.keep(r.Container) }
-func (o *records) Finding(r *Finding) bool       { return o.keep(r.Container) }
+func (o *records) Transition(r *Transition) bool { return o.keep(r.Container.ID) }
+func (o *records) Connection(r *Connection) bool { return o.keep(r.Container.ID) }
+func (o *records) Socket(r *Socket) bool         { return o.keep(r.Container.ID) }
+func (o *records) Finding(r *Finding) bool       { return o.keep(r.Container.ID) }
 
 func (*records) Summary(*Summary) {}
 
 func (o *records) keep(c string) bool {
 	o.containers = append(o.containers, c)
 	return true
+}
+
+var web = events.Container{ID: "aaa", Name: "web", Pod: "cart-0", Namespace: "shop"}
+
+// The runtime's answer comes when it comes: until then the id is known.
+func TestTheNamesOfAContainerAreThoseOfAllProcessesInIt(t *testing.T) {
+	s := newStory(t, Filter{})
+	var got []string
+	s.tr.out = take{transition: func(r *Transition) {
+		got = append(got, fmt.Sprintf("%d %s %s/%s/%s", r.Owner.Pid, r.Container.ID, r.Container.Namespace, r.Container.Pod, r.Container.Name))
+	}}
+	wants := func(want bool) {
+		t.Helper()
+		if got := s.tr.WantsNames("aaa"); got != want {
+			t.Errorf("the names are wanted: %v, want %v", got, want)
+		}
+	}
+	s.tr.Container(&web) // nobody is in it
+	wants(false)
+	s.details(events.Details{Pid: 1, Container: "aaa"})
+	s.details(events.Details{Pid: 3, Container: "bbb"})
+	wants(true)
+	s.fork(1, 2, "worker")
+	s.step(nth(1), "C>SS", by(2, "worker"))
+	s.tr.Container(&web)
+	wants(false)
+	s.step(nth(1), "SS>E")
+	s.step(nth(2), "C>SS", by(1, "srv"))
+	s.step(nth(3), "C>SS", by(3, "other"))
+	s.details(events.Details{Pid: 4, Container: "aaa"})
+	s.step(nth(4), "C>SS", by(4, "exec"))
+	want := []string{
+		"2 aaa //", "2 aaa shop/cart-0/web", "1 aaa shop/cart-0/web", "3 bbb //", "4 aaa shop/cart-0/web",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	audit(t, s.tr)
+}
+
+// A finding that was made before its names are known has them as soon as it is told
+// again, and keeps them when the process has moved.
+func TestAFindingSaysInWhichPodItIs(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.details(events.Details{Pid: 1, Container: "aaa"})
+	s.leave(server, 1, "srv")
+	s.pass(minute)
+	s.scan(holds(server, "CW", 1, "srv", 4))
+	if f := s.found(); f.Container.ID != "aaa" || f.Container.Pod != "" || strings.Contains(f.Message, "pod") {
+		t.Errorf("without names: got %+v, message %q; want the id only", f.Container, f.Message)
+	}
+	s.tr.Container(&web)
+	s.pass(minute)
+	s.scan(holds(server, "CW", 1, "srv", 4))
+	if f := s.found(); f.Container != web || !strings.HasPrefix(f.Message, "srv[1] in pod shop/cart-0 (container web) keeps 1 connection") {
+		t.Errorf("got %+v, message %q; want the names in both", f.Container, f.Message)
+	}
+	s.details(events.Details{Pid: 1, Container: "bbb"})
+	s.closes(server, 1, "srv")
+	s.tick()
+	if f := s.found(); f.Status != Resolved || f.Container != web || !strings.HasPrefix(f.Message, "srv[1] in pod shop/cart-0 ") {
+		t.Errorf("resolved: got %s of %+v, message %q; want it resolved where it was", f.Status, f.Container, f.Message)
+	}
 }
 
 func TestAFilterByContainerTakesItsProcessesAndOnlyThose(t *testing.T) {
@@ -215,7 +280,7 @@ func TestAFilterByContainerTellsItsLeaks(t *testing.T) {
 	s.pass(minute)
 	s.scan(holds(nth(1), "CW", 1, "srv", 4), holds(nth(2), "CW", 2, "srv", 4))
 	s.finds("#1 close_wait_leak open warning srv(1) n=1 oldest=60000 eof_read 1/4:501")
-	if got := s.found().Container; got != "abcdef" {
+	if got := s.found().Container.ID; got != "abcdef" {
 		t.Errorf("container: got %q, want abcdef", got)
 	}
 }
@@ -244,7 +309,7 @@ func TestDetailsThatAreNotKnownLeaveWhatIsKnown(t *testing.T) {
 	full := events.Details{Pid: 1, OpenFiles: 3, FileLimit: 9, Exe: "/bin/a", Container: "abc"}
 	s.details(full)
 	s.details(events.Details{Pid: 1})
-	if got := s.process(1).details; got.Exe != full.Exe || got.Container != full.Container || got.OpenFiles != 3 || got.FileLimit != 9 {
+	if got := s.process(1).details; got.Exe != full.Exe || s.process(1).container().ID != full.Container || got.OpenFiles != 3 || got.FileLimit != 9 {
 		t.Errorf("got %+v, want %+v", got, full)
 	}
 	s.details(events.Details{Pid: 1, Exe: "/bin/b", FileLimit: 8}) // execve(), and no descriptor left

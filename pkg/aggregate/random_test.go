@@ -699,6 +699,7 @@ func (r *run) details() {
 		Pid: r.rng.Uint32N(10), OpenFiles: r.rng.Uint32N(50), FileLimit: r.rng.Uint64N(60),
 		Container: []string{"", "a", "b"}[r.rng.IntN(3)],
 	})
+	r.tr.Container(&events.Container{ID: []string{"", "a", "b"}[r.rng.IntN(3)], Name: "c", Pod: "p", Namespace: "n"})
 }
 
 // scan finds, if it is complete, all that live. The iterator over descriptors
@@ -855,6 +856,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 					Pid: rng.Uint32N(4), OpenFiles: rng.Uint32N(30), FileLimit: rng.Uint64() >> rng.IntN(65),
 					Container: []string{"", "a", "b"}[rng.IntN(3)],
 				})
+				tr.Container(&events.Container{ID: []string{"", "a", "b"}[rng.IntN(3)], Name: "c", Pod: "p", Namespace: "n"})
 			case 5:
 				tr.WantScan()
 				tr.Wanted()

@@ -87,11 +87,11 @@ type Transition struct {
 	Ends
 	Ktime     uint64
 	Old, New  events.State
-	Dwell     time.Duration // in Old; Unknown if its beginning or its end was not seen
-	Mini      bool          // of a minisocket: the tracepoint does not show it
-	Gap       bool          // transitions of this socket before this one were missed
-	Unprinted uint32        // records of this socket that were shed before this one
-	Container string        // that the owner is in; "" if none, or not known
+	Dwell     time.Duration    // in Old; Unknown if its beginning or its end was not seen
+	Mini      bool             // of a minisocket: the tracepoint does not show it
+	Gap       bool             // transitions of this socket before this one were missed
+	Unprinted uint32           // records of this socket that were shed before this one
+	Container events.Container // that the owner is in; no ID if none, or not known
 }
 
 // Socket is one socket that was there when tracing started.
@@ -105,7 +105,7 @@ type Socket struct {
 	Mini      bool          // stands in for a socket: a request_sock or a minisocket
 	Expires   time.Duration // of a minisocket, until it ends
 	Verdict   Verdict       // what its process has failed to do
-	Container string
+	Container events.Container
 }
 
 // Spent is the time that a connection spent in each state.
@@ -234,7 +234,7 @@ type Connection struct {
 	Ended       bool   // its end was seen; else Ktime is when that was noticed
 	Gap         bool   // transitions were missed
 	Unprinted   uint32 // records that were shed
-	Container   string
+	Container   events.Container
 }
 
 // Stats is the books: how many transitions there were, and what became of them.

@@ -166,7 +166,7 @@ func (t *Tracker) tell(f *finding) bool {
 	q := t.procs.all[f.proc]
 	r := Finding{
 		Ktime: t.now, Kind: f.kind, Severity: f.severity,
-		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.details.Container,
+		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.container(),
 		Oldest: Unknown, Holders: f.holders, Evidence: f.evidence,
 	}
 	e := &r.Evidence
@@ -242,15 +242,16 @@ func (t *Tracker) accuseFirst(r *Finding, ms []Maker) {
 	}
 	r.Pid, r.Comm = ms[0].Pid, ms[0].Comm
 	if n, ok := t.procs.byPid[r.Pid]; ok {
-		r.Exe, r.Container = t.procs.all[n].details.Exe, t.procs.all[n].details.Container
+		r.Exe, r.Container = t.procs.all[n].details.Exe, t.procs.container(n)
 	}
 }
 
 // culprit is who a finding was about when it was reported last.
 type culprit struct {
-	pid            uint32
-	comm           events.Comm
-	exe, container string
+	pid       uint32
+	comm      events.Comm
+	exe       string
+	container events.Container
 }
 
 func culpritOf(r *Finding) culprit { return culprit{r.Pid, r.Comm, r.Exe, r.Container} }
@@ -263,7 +264,7 @@ func (t *Tracker) tellExit(n uint32, x *exit) bool {
 	q := t.procs.all[n]
 	r := Finding{
 		Ktime: t.now, ID: identify(NeverClosed, q.pid, t.serial+1), Kind: NeverClosed, Severity: Warning,
-		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.details.Container,
+		Pid: q.pid, Comm: q.comm, Exe: q.details.Exe, Container: q.container(),
 		Count: x.count, Oldest: x.oldest, Evidence: x.evidence,
 	}
 	r.Evidence.History = &q.history
@@ -285,6 +286,9 @@ func explain(r *Finding) (message, advice string) {
 	who := "no visible process"
 	if r.Pid != 0 {
 		who = fmt.Sprintf("%s[%d]", r.Comm.Bytes(), r.Pid)
+	}
+	if c := &r.Container; c.Pod != "" {
+		who += fmt.Sprintf(" in pod %s/%s (container %s)", c.Namespace, c.Pod, c.Name)
 	}
 	e := &r.Evidence
 	conns := "1 connection"

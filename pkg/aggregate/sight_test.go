@@ -140,7 +140,7 @@ func TestAForkThatMakesTheTrackerForgetTheParentInheritsItsContainer(t *testing.
 		s.details(events.Details{Pid: pid})
 	}
 	s.fork(1, 50, "child")
-	if got := s.process(50).details.Container; got != "c0ffee" {
+	if got := s.process(50).container().ID; got != "c0ffee" {
 		t.Errorf("the child's container: got %q, want its parent's, c0ffee", got)
 	}
 	audit(t, s.tr)

@@ -659,9 +659,9 @@ func TestTheProcessThatMadeATimeWaitIsKeptWithItsContainer(t *testing.T) {
 	var got []string
 	s.tr.out = take{
 		transition: func(r *Transition) {
-			got = append(got, fmt.Sprintf("%s %s>%s %s", owner(&r.Owner), short(r.Old), short(r.New), r.Container))
+			got = append(got, fmt.Sprintf("%s %s>%s %s", owner(&r.Owner), short(r.Old), short(r.New), r.Container.ID))
 		},
-		connection: func(r *Connection) { got = append(got, owner(&r.Owner)+" connection "+r.Container) },
+		connection: func(r *Connection) { got = append(got, owner(&r.Owner)+" connection "+r.Container.ID) },
 	}
 	s.details(events.Details{Pid: 2, Container: "old"})
 	s.orphaned(client)

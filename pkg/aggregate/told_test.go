@@ -113,7 +113,7 @@ func TestDetailsAreWantedOfWhatIsAboutToBeTold(t *testing.T) {
 		t.Errorf("after the record: got %v, want none", got)
 	}
 	f := s.findings[0]
-	if f.Exe != "/bin/srv" || f.Container != "abc" || f.Evidence.OpenFiles != 7 || f.Evidence.FileLimit != 1024 {
+	if f.Exe != "/bin/srv" || f.Container.ID != "abc" || f.Evidence.OpenFiles != 7 || f.Evidence.FileLimit != 1024 {
 		t.Errorf("got %+v, want what Details said", f)
 	}
 	s.pass(2000)

@@ -189,6 +189,15 @@ type Details struct {
 	Container string // id of the container that it is in
 }
 
+// Container is a container, with its names in Kubernetes. Those are empty where no
+// container runtime was asked, or where it does not know the container.
+type Container struct {
+	ID        string
+	Name      string
+	Pod       string
+	Namespace string // of the pod
+}
+
 // The sizes that bpf/tcptrace.h asserts.
 const (
 	headerSize     = 32
