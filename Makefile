@@ -24,9 +24,10 @@ NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
 .PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench clean validate-manifests image test-vm help
 
+# grpcnotrace leaves out gRPC's debug pages, which nobody could open, and the 3 MB of the packages for them.
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
 build: ## build bin/tcptrace (the default)
-	@$(GO) build -trimpath $(NOSTAMP) -o bin/tcptrace ./cmd/tcptrace
+	@$(GO) build -trimpath -tags grpcnotrace $(NOSTAMP) -o bin/tcptrace ./cmd/tcptrace
 
 run: build ## build, then trace this host until interrupted (root; ARGS='...')
 	@exec bin/tcptrace $(ARGS)
@@ -37,7 +38,7 @@ install: build ## build, then install below PREFIX=/usr/local: command, manual p
 # -count=1: the running kernel is an input that go's test cache does not see.
 # -p 1: the live tests watch the whole host, and packages tested side by side would disturb each other's timing.
 test: ## all tests: unit, command line, live kernel (live ones need root)
-	scripts/install-deps test oci
+	scripts/install-deps test oci cri
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
 
 test-vm: ## the live tests on other kernels, in QEMU (KERNEL='6.12 6.12:arm64 ...')

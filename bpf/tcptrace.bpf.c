@@ -989,8 +989,10 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 /* The first variant: what every minisocket goes through, from 5.10 to 6.18 under
  * these names. */
 SEC("fentry/__inet_twsk_schedule")
-int BPF_PROG(timewait_schedule, struct inet_timewait_sock *minisocket, int timeo, bool rearm)
+int BPF_PROG(timewait_schedule, struct inet_timewait_sock *minisocket, int timeo, __u8 rearm)
 {
+	/* Not a bool: of an argument that is one, the trampolines of 5.10 store a byte and
+	 * leave what was beside it. */
 	/* Its type has no more than what DCCP's have too. */
 	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
 

@@ -26,6 +26,11 @@ type record struct {
 	Container   *string `json:"container"` // nil outside of containers
 	Gap         bool    `json:"gap"`
 
+	// With --cri, of what is in a pod.
+	Pod           *string `json:"pod"`
+	Namespace     *string `json:"namespace"`
+	ContainerName *string `json:"container_name"`
+
 	// transition
 	OldState string   `json:"oldstate"`
 	NewState string   `json:"newstate"`

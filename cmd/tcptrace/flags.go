@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/tcptrace/tcptrace/internal/cri"
 	"github.com/tcptrace/tcptrace/internal/probe"
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -43,7 +44,7 @@ type flags struct {
 	record, replay, metrics              name
 	ringSize                             string
 	maxSockets                           int
-	btf                                  name
+	btf, cri                             name
 	verbose                              bool
 	snapshot                             bool
 	timeWait                             bool
@@ -136,6 +137,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	}
 	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
 	fs.Var(&f.btf, "btf", "kernel types from `FILE`, where /sys/kernel/btf/vmlinux is not to be had")
+	fs.Var(&f.cri, "cri", "name pods and containers as Kubernetes does: ask the container runtime at this `ENDPOINT`, its CRI socket")
 	fs.Var(&f.ways, "probe", "provide a facility in this way or not at all (`FACILITY=WAY`,...; see docs/requirements.md): for tests")
 	_ = fs.MarkHidden("probe") // it was declared just now
 	fs.BoolVarP(&f.verbose, "verbose", "v", false, "debug log on stderr")
@@ -159,6 +161,7 @@ type config struct {
 	ringBytes       int
 	maxSockets      int
 	btf             string
+	cri             string            // an endpoint that cri.Open takes
 	ways            map[string]string // facility -> way
 	verbose         bool
 }
@@ -179,7 +182,7 @@ func (f *flags) config() (*config, error) {
 	c := &config{
 		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, chosen: map[string]bool{},
 		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay), metrics: string(f.metrics),
-		maxSockets: f.maxSockets, btf: string(f.btf), verbose: f.verbose,
+		maxSockets: f.maxSockets, btf: string(f.btf), cri: string(f.cri), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
 		if err := step(c); err != nil {
@@ -434,7 +437,15 @@ func (f *flags) limits(c *config) error {
 	if err := f.endpoint(); err != nil {
 		return err
 	}
+	if f.cri != "" && f.replay != "" {
+		return usagef("--cri %q with --replay: a recording has the names that were known when it was made; leave --cri out", f.cri)
+	}
 	var err error
+	if f.cri != "" {
+		if _, err := cri.Path(c.cri); err != nil {
+			return usagef("--cri %q: %w", f.cri, err)
+		}
+	}
 	if c.ways, err = ways(f.ways); err != nil {
 		return err
 	}

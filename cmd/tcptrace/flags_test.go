@@ -150,6 +150,8 @@ func TestTheOtherFlagsBecomeTheConfiguration(t *testing.T) {
 		{"--replay a.rec", func(c *config) { c.replay = "a.rec" }},
 		{"--max-sockets 1", func(c *config) { c.maxSockets = 1 }},
 		{"--btf /boot/btf", func(c *config) { c.btf = "/boot/btf" }},
+		{"--cri unix:///run/crio/crio.sock", func(c *config) { c.cri = "unix:///run/crio/crio.sock" }},
+		{"--cri /run/crio/crio.sock", func(c *config) { c.cri = "/run/crio/crio.sock" }},
 		{"-v", func(c *config) { c.verbose = true }},
 		{"--close-wait-after 90s", func(c *config) { c.thresholds.CloseWaitAfter, c.chosen = 90*time.Second, set("close-wait-after") }},
 		{"--close-wait-after 1ms", func(c *config) { c.thresholds.CloseWaitAfter, c.chosen = time.Millisecond, set("close-wait-after") }},
@@ -225,7 +227,9 @@ func TestASnapshotTakesTheFlagsThatMakeSenseForOneLook(t *testing.T) {
 				}
 			},
 		},
-		{"--max-sockets 9 --btf /boot/btf -v", func(c *config) { c.maxSockets, c.btf, c.verbose = 9, "/boot/btf", true }},
+		{"--max-sockets 9 --btf /boot/btf --cri /c.sock -v", func(c *config) {
+			c.maxSockets, c.btf, c.cri, c.verbose = 9, "/boot/btf", "/c.sock", true
+		}},
 	} {
 		want := config{
 			print: map[string]bool{"socket": true, "finding": true, "stats": true}, snapshot: true,

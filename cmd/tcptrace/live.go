@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/tcptrace/tcptrace/internal/cri"
 	"github.com/tcptrace/tcptrace/internal/probe"
 	"github.com/tcptrace/tcptrace/internal/procinfo"
 	"github.com/tcptrace/tcptrace/internal/recording"
@@ -46,12 +47,12 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 		}
 		defer served.close()
 	}
-	r, err := openRunner(cfg, p, log)
+	r, err := openRunner(ctx, cfg, p, log)
 	if err != nil {
 		return err
 	}
 	r.served = served
-	defer r.kernel.Close()
+	defer r.close()
 	if cfg.record != "" {
 		// Not before everything else is right: an older recording may be there.
 		f, err := os.Create(cfg.record)
@@ -82,8 +83,9 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 	return r.stop()
 }
 
-// openRunner loads what runs in the kernel.
-func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
+// openRunner loads what runs in the kernel. Before that it waits for what may be slow:
+// then events wait for nothing.
+func openRunner(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 	proc := procinfo.Open("/proc")
 	if err := checkPids(proc, cfg.filter.Pids); err != nil {
 		return nil, err
@@ -91,15 +93,30 @@ func openRunner(cfg *config, p *pipeline, log *zap.Logger) (*runner, error) {
 	if _, err := os.Stat(btfFile); cfg.btf == "" && err != nil {
 		return nil, fmt.Errorf("%s: %w; this kernel ships no types: give them with --btf FILE; tcptrace check says more", btfFile, errors.Unwrap(err))
 	}
-	kernel, err := probe.Open(probe.Config{
+	runtime, err := openRuntime(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	r := &runner{cfg: cfg, runtime: runtime, proc: proc, pipe: p, sink: p, log: log}
+	r.kernel, err = probe.Open(probe.Config{
 		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot, TimeWait: cfg.timeWait,
 		Ways: cfg.ways,
 	})
 	if err != nil {
+		r.close()
 		log.Debug("refused", zap.NamedError("cause", errors.Unwrap(err)))
 		return nil, err
 	}
-	return &runner{cfg: cfg, kernel: kernel, proc: proc, pipe: p, sink: p, log: log}, nil
+	return r, nil
+}
+
+func (r *runner) close() {
+	if r.kernel != nil {
+		r.kernel.Close()
+	}
+	if r.runtime != nil {
+		r.runtime.Close()
+	}
 }
 
 // checkPids says at once what would otherwise be a silent stream.
@@ -121,13 +138,14 @@ func checkPids(proc procinfo.FS, pids []uint32) error {
 // runner is one live run: it moves what the kernel hands over to the sink, and
 // looks after the clock, the books and the scans.
 type runner struct {
-	cfg    *config
-	kernel *probe.Probe
-	proc   procinfo.FS
-	pipe   *pipeline
-	sink   recording.Sink
-	served *endpoint // nil: not asked for
-	log    *zap.Logger
+	cfg     *config
+	kernel  *probe.Probe
+	runtime *cri.Runtime // nil: there is none to ask
+	proc    procinfo.FS
+	pipe    *pipeline
+	sink    recording.Sink
+	served  *endpoint // nil: not asked for
+	log     *zap.Logger
 
 	lastClock, lastBooks time.Time
 	nextScan, nextFiles  time.Time // not before
@@ -139,6 +157,7 @@ type runner struct {
 	ticked               uint64    // the last clock
 	behind               bool      // there are more to be read
 	wall                 int64     // of the last clock
+	nameless             bool      // the container runtime does not answer
 }
 
 // start brings in what was there before. The programs are attached already: what
@@ -174,6 +193,11 @@ func (r *runner) start() error {
 	scan, err := r.kernel.Scan(r.event)
 	if err != nil {
 		return fmt.Errorf("scan sockets: %w", err)
+	}
+	if r.cfg.snapshot {
+		if err := r.awaitNames(); err != nil {
+			return err
+		}
 	}
 	switch {
 	case !r.kernel.Has("sockets"):
@@ -217,7 +241,7 @@ func (r *runner) introduce(pid uint32) error {
 	// Of one that has gone nothing can be known any more.
 	id, _ := r.proc.Container(pid)
 	exe, _ := r.proc.Exe(pid)
-	return r.sink.Details(&events.Details{Pid: pid, Container: id, Exe: exe})
+	return r.details(&events.Details{Pid: pid, Container: id, Exe: exe})
 }
 
 // describe tells all of what /proc says of these processes.
@@ -229,7 +253,7 @@ func (r *runner) describe(pids []uint32) error {
 		d.Exe, _ = r.proc.Exe(pid)
 		d.Container, _ = r.proc.Container(pid)
 		d.OpenFiles, d.FileLimit, _ = r.proc.Files(pid)
-		if err := r.sink.Details(&d); err != nil {
+		if err := r.details(&d); err != nil {
 			return err
 		}
 	}
@@ -245,7 +269,7 @@ func (r *runner) countFiles() error {
 		if err != nil && !gone {
 			continue // it may not be looked at
 		}
-		if err := r.sink.Details(&events.Details{Pid: pid, Gone: gone, OpenFiles: open, FileLimit: limit}); err != nil {
+		if err := r.details(&events.Details{Pid: pid, Gone: gone, OpenFiles: open, FileLimit: limit}); err != nil {
 			return err
 		}
 	}
@@ -433,6 +457,9 @@ func (r *runner) loop(ctx context.Context) error {
 		now := time.Now()
 		if now.Sub(r.lastClock) >= clockInterval {
 			r.lastClock = now
+			if err := r.names(); err != nil {
+				return err
+			}
 			if err := r.clock(); err != nil {
 				return err
 			}

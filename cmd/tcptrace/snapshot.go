@@ -8,12 +8,12 @@ import (
 )
 
 // look makes one scan.
-func look(cfg *config, p *pipeline, log *zap.Logger) error {
-	r, err := openRunner(cfg, p, log)
+func look(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) error {
+	r, err := openRunner(ctx, cfg, p, log)
 	if err != nil {
 		return err
 	}
-	defer r.kernel.Close()
+	defer r.close()
 	return r.start()
 }
 
@@ -23,7 +23,7 @@ func snapshot(ctx context.Context, e env, cfg *config) error {
 	out := newSink(e.stdout)
 	out.patience = ctx.Done() // nothing is missed meanwhile: a slow reader gets all of it
 	p := newPipeline(cfg, out)
-	err := look(cfg, p, log)
+	err := look(ctx, cfg, p, log)
 	if err == nil {
 		p.printStats()
 	}
