@@ -44,8 +44,8 @@ type containerd struct {
 	log    *os.File
 }
 
-// A pod is what Kubernetes calls a container.
-type pod struct{ namespace, name, container string }
+// podName is what Kubernetes calls a container.
+type podName struct{ namespace, name, container string }
 
 const containerdConfig = `version = 2
 root = "%[1]s/root"
@@ -168,7 +168,7 @@ func tarOf(t *testing.T, files map[string][]byte) []byte {
 
 // run starts a pod with one container, which is an agent, and returns its id too. A label
 // that kubelet would set is not needed.
-func (c *containerd) run(p pod) (a *agent, id string) {
+func (c *containerd) run(p podName) (a *agent, id string) {
 	c.s.t.Helper()
 	l, path := meetingPoint(c.s.t)
 	config := &runtimeapi.PodSandboxConfig{
@@ -266,10 +266,10 @@ func removeCgroup(t *testing.T, dir string) {
 func TestPodsAreNamedAsTheirContainerRuntimeDoes(t *testing.T) {
 	t.Parallel()
 	live(t)
-	web, sidecar, quiet := pod{"shop", "cart-0", "web"}, pod{"shop-canary", "cart-1", "sidecar"}, pod{"shop", "cart-2", "quiet"}
+	web, sidecar, quiet := podName{"shop", "cart-0", "web"}, podName{"shop-canary", "cart-1", "sidecar"}, podName{"shop", "cart-2", "quiet"}
 	recorded := filepath.Join(t.TempDir(), "pods.rec")
 	var wants []leak
-	pods := map[string]pod{} // by container id
+	pods := map[string]podName{} // by container id
 	pids := map[int]string{}
 	var snapshot []record
 	_, runs := playComplete(t, func(s *scene) {
@@ -328,7 +328,7 @@ func TestPodsAreNamedAsTheirContainerRuntimeDoes(t *testing.T) {
 			if orNull(r.Container) != id || r.Pod == nil && !late {
 				t.Errorf("%s: container %s, pod %s, want %s of %+v: %s", name, orNull(r.Container), orNull(r.Pod), id, pods[id], r.summary())
 			}
-			if got := (pod{orNull(r.Namespace), orNull(r.Pod), orNull(r.ContainerName)}); r.Pod != nil {
+			if got := (podName{orNull(r.Namespace), orNull(r.Pod), orNull(r.ContainerName)}); r.Pod != nil {
 				if got != pods[id] {
 					t.Errorf("%s: got %+v, want %+v: %s", name, got, pods[id], r.summary())
 				}
