@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -110,11 +111,22 @@ func (n *netns) sysctl(t *testing.T, path, value string) {
 	})
 }
 
-// endMinisockets ends all that only stands in for a socket: in TIME_WAIT, or in
-// FIN_WAIT2 without a process. Nothing else may be in FIN_WAIT2.
-func (n *netns) endMinisockets(t *testing.T) {
+// endMinisockets is scene's. It reports whether it has waited for their ends.
+func (n *netns) endMinisockets(t *testing.T) (outlasted bool) {
 	t.Helper()
-	n.ss(t, "-Ktn", "state", "time-wait", "state", "fin-wait-2")
+	which := []string{"state", "time-wait", "state", "fin-wait-2"}
+	n.ss(t, append([]string{"-Ktn"}, which...)...)
+	left := func() bool { return n.ss(t, append([]string{"-Htn"}, which...)...) != "" }
+	if !left() {
+		return false
+	}
+	time.Sleep(58 * time.Second) // of the minute
+	for deadline := time.Now().Add(10 * time.Second); left(); time.Sleep(time.Second / 2) {
+		if time.Now().After(deadline) {
+			t.Fatal("there are minisockets still after more than a minute")
+		}
+	}
+	return true
 }
 
 // ss runs ss(8) inside the namespace.

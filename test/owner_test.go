@@ -125,7 +125,7 @@ func (s *scene) endTimeWait(ids []string) {
 		ended, last := connectionOwners(records), lastStates(records)
 		return !slices.ContainsFunc(ids, func(id string) bool { return ended[id] == nil && last[id] != "TIME_WAIT" })
 	})
-	s.ns.endMinisockets(s.t)
+	s.endMinisockets()
 	s.await(func(records []record) bool {
 		ended := connectionOwners(records)
 		return !slices.ContainsFunc(ids, func(id string) bool { return ended[id] == nil })

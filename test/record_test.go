@@ -145,7 +145,7 @@ func (r *record) owner() string {
 	if r.Pid == nil {
 		return "null"
 	}
-	return fmt.Sprintf("%d/%q/%s", *r.Pid, *r.Comm, *r.OwnerSource)
+	return fmt.Sprintf("%d/%q/%s", *r.Pid, *r.Comm, orNull(r.OwnerSource)) // a finding has no source
 }
 
 // orNull shows a value that may be unknown.

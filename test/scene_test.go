@@ -29,6 +29,8 @@ type scene struct {
 	file   string // for the raw events
 	short  bool   // the stream did not come to what was awaited
 	long   bool   // it lasts so long that transitions of others say nothing about the load
+
+	outlasted bool // its minisockets have ended by themselves
 }
 
 func runScenarios(t *testing.T, scenarios []scenario) {
@@ -156,7 +158,7 @@ func (s *scene) settle(wants []expect) {
 		return len(e.conn)
 	}))
 	if slices.ContainsFunc(wants, func(e expect) bool { return e.lives() }) {
-		s.ns.endMinisockets(s.t)
+		s.endMinisockets()
 		s.await(has(func(e *expect) int { return len(e.conn) }))
 	}
 }

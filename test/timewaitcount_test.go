@@ -85,7 +85,7 @@ func TestWithoutTimeWaitTheStreamIsTheTracepoints(t *testing.T) {
 		half.read("")
 		half.close()
 		s.await(func(records []record) bool { return len(connectionOwners(records)) == 4 })
-		s.ns.endMinisockets(t)
+		s.endMinisockets()
 		time.Sleep(5 * lag)
 	})
 	records := runs[0].records

@@ -370,7 +370,7 @@ func TestTimeWaitMayBeKilled(t *testing.T) {
 			s.until(time.Now(), orphan, "FIN_WAIT2")
 			time.Sleep(5 * lag)
 			w.ended.from = time.Now()
-			s.ns.endMinisockets(t)
+			s.endMinisockets()
 			w.ended.to = time.Now()
 			return []timeWait{w}, []expect{
 				server,
@@ -410,7 +410,7 @@ func TestACookieThatIsGivenInTimeWaitChangesNothing(t *testing.T) {
 			}
 		})
 		s.trace()
-		s.ns.endMinisockets(t) // which lists them first
+		s.endMinisockets() // which lists them first
 		s.await(func(records []record) bool {
 			n := 0
 			for _, r := range records {

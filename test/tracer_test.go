@@ -165,7 +165,7 @@ func (tr *tracer) log() string {
 func (tr *tracer) seen() []record {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
-	return slices.Clone(tr.records)
+	return named(slices.Clone(tr.records))
 }
 
 // waitFor waits until done says so of the records so far, and whether it did.
@@ -210,7 +210,7 @@ func (tr *tracer) end() traced {
 	for _, err := range tr.bad {
 		tr.t.Error(err)
 	}
-	out := traced{records: tr.records, stderr: tr.stderr.String(), status: status}
+	out := traced{records: named(tr.records), stderr: tr.stderr.String(), status: status}
 	if status != tr.status {
 		tr.t.Errorf("exit status %d, want %d; stderr:\n%s", status, tr.status, out.stderr)
 	}

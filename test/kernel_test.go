@@ -1,0 +1,71 @@
+package livetest
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+)
+
+// What the kernel at hand can do is found out by trying, here as in the product, and by
+// other code than the product's.
+
+// givesCookies reports whether a tracing program may give a socket its cookie (5.12).
+// Where it may not, sockets have one only if somebody has asked: the agents do, as soon as
+// they have a descriptor.
+var givesCookies = sync.OnceValue(func() bool {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R1, 0, asm.DWord),
+			asm.FnGetSocketCookie.Call(),
+			asm.Mov.Imm(asm.R0, 0),
+			asm.Return(),
+		},
+	})
+	if err == nil {
+		_ = prog.Close()
+	}
+	return err == nil
+})
+
+// named gives the records of a socket from before it was asked for its cookie that
+// cookie, and all of one that never was a name of its own. What tells them apart until
+// then is their ends.
+func named(records []record) []record {
+	if givesCookies() {
+		return records
+	}
+	names, nameless := map[string]string{}, 0
+	for i := len(records) - 1; i >= 0; i-- {
+		r := &records[i]
+		if r.Lport == nil || r.Rport == nil {
+			continue
+		}
+		key := fmt.Sprint(r.Netns, orNull(r.Laddr), *r.Lport, orNull(r.Raddr), *r.Rport)
+		switch {
+		case r.Cookie != nil:
+			names[key] = *r.Cookie
+		case names[key] == "":
+			nameless++
+			names[key] = fmt.Sprint("nameless-", nameless)
+			fallthrough
+		default:
+			name := names[key]
+			r.Cookie = &name
+		}
+		if r.OldState == "LISTEN" {
+			delete(names, key) // what comes before it is of another connection
+		}
+	}
+	return records
+}
+
+// endMinisockets ends all that only stands in for a socket: in TIME_WAIT, or in
+// FIN_WAIT2 without a process. Nothing else may be in FIN_WAIT2. Before 6.1 it can only
+// wait until they end: then they have outlasted it.
+func (s *scene) endMinisockets() {
+	s.t.Helper()
+	s.outlasted = s.ns.endMinisockets(s.t) || s.outlasted
+}
