@@ -68,7 +68,8 @@ func (e *expect) transitions() int {
 // found by its ports.
 func (e *expect) id(records []record) string {
 	s := e.sock
-	if s.cookie != 0 {
+	// Where a cookie has to be asked for, no record may be later than that.
+	if s.cookie != 0 && (givesCookies() || slices.ContainsFunc(records, func(r record) bool { return r.of(s.id()) })) {
 		return s.id()
 	}
 	for _, r := range records {

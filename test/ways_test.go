@@ -34,11 +34,7 @@ func TestEachWayOfEachFacilityTellsTheSameStory(t *testing.T) {
 
 func tryWay(t *testing.T, f probe.Facility, way string) {
 	nested := f.Name == "pid_namespace" && way != "initial"
-	why := ""
-	if !nested {
-		why = refusal(t, f.Name, way)
-	}
-	if why != "" {
+	if why := refusal(t, nested, f.Name, way); why != "" {
 		chosen := startTracer(t).stop()
 		if lastStats(chosen.records).Probes[f.Name] == way {
 			t.Errorf("is in use unasked, but refused when asked for: %s", why)
@@ -144,10 +140,15 @@ func tryWay(t *testing.T, f probe.Facility, way string) {
 	}
 }
 
-// refusal is what the kernel says of a way; "" if it takes it.
-func refusal(t *testing.T, facility, way string) string {
+// refusal is what the kernel says of a way, in a PID namespace of its own or not; "" if it
+// takes it.
+func refusal(t *testing.T, nested bool, facility, way string) string {
 	t.Helper()
-	out, err := exec.Command(tcptraceBin, "--probe", facility+"="+way, "--duration", "1ms", "--events", "stats").CombinedOutput()
+	argv := []string{tcptraceBin, "--probe", facility + "=" + way, "--duration", "1ms", "--events", "stats"}
+	if nested {
+		argv = append([]string{"unshare", "--pid", "--fork", "--mount-proc"}, argv...)
+	}
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
 	if err == nil {
 		return ""
 	}
