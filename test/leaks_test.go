@@ -157,7 +157,11 @@ func (l *leaker) listeners() []any {
 		l.s.t.Fatalf("ss lists %v as the holders of the listener, want one", s.descriptors)
 	}
 	h := s.descriptors[0]
-	return []any{map[string]any{"pid": float64(h.Pid), "comm": h.Comm, "fd": float64(h.FD), "cookie": h.Cookie}}
+	var cookie any = h.Cookie
+	if !givesCookies() {
+		cookie = nil // ss has asked for it only since
+	}
+	return []any{map[string]any{"pid": float64(h.Pid), "comm": h.Comm, "fd": float64(h.FD), "cookie": cookie}}
 }
 
 // descriptors is how many the leaker has open.
