@@ -6,6 +6,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // What the kernel at hand can do is found out by trying, here as in the product, and by
@@ -28,6 +29,17 @@ var givesCookies = sync.OnceValue(func() bool {
 		_ = prog.Close()
 	}
 	return err == nil
+})
+
+// castsPointers reports whether a program may take a number for the address of a kernel's
+// object (6.2).
+var castsPointers = sync.OnceValue(func() bool {
+	types, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false
+	}
+	var fn *btf.Func
+	return types.TypeByName("bpf_rdonly_cast", &fn) == nil
 })
 
 // named gives the records of a socket from before it was asked for its cookie that

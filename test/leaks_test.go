@@ -24,6 +24,7 @@ type leakShape struct {
 	kind    string
 	ended   string // with kind reset_fd_leak
 	open    int    // descriptors of the process in the end, out of leakerLimit; instead of n
+	casts   bool   // is seen where a program may cast pointers only
 }
 
 // leakerLimit is RLIMIT_NOFILE of the shape "limit".
@@ -43,7 +44,7 @@ var leakShapes = []leakShape{
 	{name: "passes it to a process that keeps it, in Python", program: "py pass", n: 2, data: "x", verdict: "eof_read"},
 	{name: "never accepts, in C", program: "c queue", n: 3, data: "anyone?", verdict: "not_accepted", unread: 7, copies: -1},
 	// As Go's net package does unless told otherwise. The peer speaks TCP only.
-	{name: "never accepts from its MPTCP listener, in C", program: "c mptcp-queue", n: 2, verdict: "not_accepted", copies: -1},
+	{name: "never accepts from its MPTCP listener, in C", program: "c mptcp-queue", n: 2, verdict: "not_accepted", copies: -1, casts: true},
 	{name: "reads EOF and keeps the socket of an MPTCP listener, in C", program: "c mptcp-eof", n: 2, data: "bye", verdict: "eof_read"},
 	{name: "keeps what was reset, in C", program: "c eof", n: 2, reset: true, kind: "reset_fd_leak", ended: "reset_received"},
 	{name: "keeps what was reset and never looks, in Python", program: "py never", reset: true, kind: "reset_fd_leak", ended: "reset_received"},
@@ -61,6 +62,11 @@ func TestEachLeakIsFoundNamedAndProven(t *testing.T) {
 			_, runs := playComplete(t, func(s *scene) {
 				s.trace("--close-wait-after", closeWaitAfter.String())
 				l, sockets := shape.start(s, s.agent("peer"), 0)
+				if shape.casts && !castsPointers() {
+					wants = nil
+					time.Sleep(closeWaitAfter + 5*time.Second) // two scans and more
+					return
+				}
 				wants = shape.wants(l, sockets, true)
 				s.awaitFindings(wants)
 				if shape.verdict == "" {
