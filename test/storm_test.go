@@ -186,7 +186,7 @@ func TestStartingInTheMiddleOfAStormMissesNothingFromThenOn(t *testing.T) {
 		ns := newNetns(t)
 		var cmd *exec.Cmd
 		ns.do(t, func() {
-			cmd = exec.Command(bin, "-n", fmt.Sprint(stormSize(60_000)))
+			cmd = exec.Command(bin, "-n", "60000")
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
