@@ -1,12 +1,14 @@
 package livetest
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // What the kernel at hand can do is found out by trying, here as in the product, and by
@@ -40,6 +42,15 @@ var castsPointers = sync.OnceValue(func() bool {
 	}
 	var fn *btf.Func
 	return types.TypeByName("bpf_rdonly_cast", &fn) == nil
+})
+
+// speaksMPTCP reports whether the kernel is built with it.
+var speaksMPTCP = sync.OnceValue(func() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if err == nil {
+		_ = unix.Close(fd)
+	}
+	return !errors.Is(err, unix.EPROTONOSUPPORT)
 })
 
 // named gives the records of a socket from before it was asked for its cookie that

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // recordDir is where each scenario leaves its raw events: this is how the
@@ -54,6 +56,11 @@ func TestMain(m *testing.M) {
 
 func runTests(m *testing.M) (status int, err error) {
 	if cannotTrace() == nil {
+		// Before 5.11 BPF memory counts as locked; without CAP_SYS_RESOURCE this is the way.
+		unlimited := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+		if failed := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited); failed != nil && !errors.Is(failed, unix.EPERM) {
+			return 0, failed
+		}
 		dir, failed := os.MkdirTemp("", "tcptrace-test-")
 		if failed != nil {
 			return 0, failed

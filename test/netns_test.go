@@ -114,9 +114,15 @@ func (n *netns) sysctl(t *testing.T, path, value string) {
 // endMinisockets is scene's. It reports whether it has waited for their ends.
 func (n *netns) endMinisockets(t *testing.T) (outlasted bool) {
 	t.Helper()
-	which := []string{"state", "time-wait", "state", "fin-wait-2"}
-	n.ss(t, append([]string{"-Ktn"}, which...)...)
-	left := func() bool { return n.ss(t, append([]string{"-Htn"}, which...)...) != "" }
+	return n.endAll(t, "state", "time-wait", "state", "fin-wait-2")
+}
+
+// endAll ends the sockets that ss selects so. Before 6.1 it can only wait for the ends of
+// minisockets, and says then that it has.
+func (n *netns) endAll(t *testing.T, which ...string) (outlasted bool) {
+	t.Helper()
+	n.ss(t, append([]string{"-Ktna"}, which...)...)
+	left := func() bool { return n.ss(t, append([]string{"-Htna"}, which...)...) != "" }
 	if !left() {
 		return false
 	}

@@ -219,11 +219,7 @@ func endTimeWait(t *testing.T, ns *netns) { endSockets(t, ns, "state", "time-wai
 
 func endSockets(t *testing.T, ns *netns, which ...string) {
 	t.Helper()
-	ns.do(t, func() {
-		if out, err := exec.Command("ss", append([]string{"-Ktna"}, which...)...).CombinedOutput(); err != nil {
-			t.Fatalf("ss -K: %v\n%s", err, out)
-		}
-	})
+	ns.endAll(t, which...)
 }
 
 const (

@@ -26,8 +26,8 @@ type user struct {
 	confined bool // has no capabilities but caps; else all that this test has
 	caps     []int
 	uid      uint32
-	file     bool   // has them from the program's file, and not from its parent
-	hidden   string // a directory that is empty for it
+	file     bool     // has them from the program's file, and not from its parent
+	by       []string // a command that starts it, given what follows
 }
 
 // command runs tcptrace as the user, once start is called on it.
@@ -41,9 +41,8 @@ func (u user) command(t *testing.T, args ...string) *exec.Cmd {
 		setFileCaps(t, bin, u.caps)
 	}
 	cmd := exec.Command(bin, args...)
-	if u.hidden != "" {
-		script := `mount -t tmpfs none "$0" && exec "$@"`
-		cmd = exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, u.hidden, bin}, args...)...)
+	if len(u.by) > 0 {
+		cmd = exec.Command(u.by[0], slices.Concat(u.by[1:], []string{bin}, args)...)
 	}
 	if u.uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.uid, Gid: u.uid}}
@@ -379,6 +378,21 @@ func TestWithoutTheCapabilitiesToLoadItSaysWhichAreMissing(t *testing.T) {
 }
 
 // A recording is played by anybody.
+// Before 5.11 the kernel counts what BPF takes as locked memory.
+func TestWhereMemoryIsCountedALowLimitIsLiftedOrTheMendNamed(t *testing.T) {
+	t.Parallel()
+	live(t)
+	u := user{by: []string{"prlimit", "--memlock=65536:65536"}, confined: true, caps: []int{unix.CAP_BPF, unix.CAP_PERFMON}}
+	stderr, status := u.run(t, "--duration", "1ms")
+	if want := `"ulimit -l unlimited"`; status != 0 && (status != 1 || !strings.Contains(stderr, want)) {
+		t.Errorf("exit status %d, stderr %q; want 0, or 1 and %q in it", status, stderr, want)
+	}
+	u.caps = append(u.caps, unix.CAP_SYS_RESOURCE)
+	if stderr, status := u.run(t, "--duration", "1ms"); status != 0 {
+		t.Errorf("with CAP_SYS_RESOURCE: exit status %d, stderr %q; want 0", status, stderr)
+	}
+}
+
 func TestAReplayNeedsNoPrivilege(t *testing.T) {
 	live(t)
 	recording, err := filepath.Abs("../cmd/tcptrace/testdata/recordings/refused.rec")

@@ -70,7 +70,7 @@ type museum struct {
 func startMuseum(s *scene) (m museum) {
 	s.t.Helper()
 	peer := s.agent("peer")
-	shapes := append(slices.Clone(leakShapes),
+	shapes := append(possibleLeaks(),
 		leakShape{name: "nearly out of descriptors", program: "c limit", open: 62, verdict: "eof_unread"},
 		leakShape{name: "held by parent and child", program: "c both", copies: 2, verdict: "eof_unread"})
 	for _, shape := range shapes {

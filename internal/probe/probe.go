@@ -202,8 +202,12 @@ func (p *Probe) openListeners(l *loader) {
 	if p.Has("listeners") {
 		return
 	}
-	p.variants = slices.DeleteFunc(p.variants, func(v Variant) bool { return v.Facility == "listeners" })
+	k := slices.IndexFunc(p.variants, func(v Variant) bool { return v.Facility == "listeners" })
+	storage := p.variants[k].Err
+	p.variants = slices.Delete(p.variants, k, k+1)
 	p.trace(l, "listeners", variant{name: fentry, attach: []string{tcptraceProgListenerClones}, trampoline: true})
+	v := &p.variants[len(p.variants)-1]
+	v.Err = errors.Join(fmt.Errorf("sk_storage: %w", storage), v.Err)
 }
 
 // errForced is why a way is not taken that the kernel was not asked for.
