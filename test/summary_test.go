@@ -461,7 +461,7 @@ func TestInAStormASummaryIsWithinOnePercent(t *testing.T) {
 	bin := buildStorm(t)
 	t.Run("as fast as it goes", func(t *testing.T) {
 		inStorm(t, 0.25, func(ns *netns) <-chan error {
-			cmd := exec.Command(bin, "-n", fmt.Sprint(stormSize(20_000)), "-workers", "1")
+			cmd := exec.Command(bin, "-n", "20000", "-workers", "1")
 			cmd.Stderr = os.Stderr
 			ns.do(t, func() {
 				if err := cmd.Start(); err != nil {
