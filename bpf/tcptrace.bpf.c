@@ -743,10 +743,18 @@ __u64 tw_handler;
  * another reason. Written by the agent. */
 __u8 sees_packets;
 
+/* A compiler may inline what is hooked, and then nothing comes. While the agent proves that
+ * it does, with a minisocket of its own, this is 1 and nothing is sent; what has come is
+ * noted. */
+__u8 proving;
+__u8 proven_begin;
+__u8 proven_end;
+
 /* What a packet does to a minisocket, on this CPU. */
 struct packet {
 	__u64 twaddr; /* the minisocket that it was for; 0: none */
 	__u64 ktime;  /* when it came */
+	__u64 hashed; /* the minisocket that inet_twsk_hashdance_schedule() was called for last */
 	__u8 why;
 	__u8 tries;            /* timers that may be the one of a connection in place of ended */
 	struct timewait ended; /* by a packet, it seems */
@@ -988,16 +996,39 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 
 /* The first variant: what every minisocket goes through, from 5.10 to 6.18 under
  * these names. */
-SEC("fentry/__inet_twsk_schedule")
-int BPF_PROG(timewait_schedule, struct inet_timewait_sock *minisocket, int timeo, __u8 rearm)
+static __always_inline void scheduled(struct inet_timewait_sock *minisocket, int timeo, bool again)
 {
-	/* Not a bool: of an argument that is one, the trampolines of 5.10 store a byte and
-	 * leave what was beside it. */
 	/* Its type has no more than what DCCP's have too. */
 	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
 
-	if (tw && !excluded_timewait(tw))
-		timewait_begins(tw, timeo, rearm);
+	if (proving)
+		proven_begin = 1;
+	else if (tw && !excluded_timewait(tw))
+		timewait_begins(tw, timeo, again);
+}
+
+/* What the next one has told of already is not told again. Not a bool: of an argument that
+ * is one, the trampolines of 5.10 store a byte and leave what was beside it. */
+SEC("fentry/__inet_twsk_schedule")
+int BPF_PROG(timewait_schedule, struct inet_timewait_sock *minisocket, int timeo, __u8 rearm)
+{
+	struct packet *p = packet();
+
+	if (rearm || !p || p->hashed != (__u64)minisocket)
+		scheduled(minisocket, timeo, rearm);
+	return 0;
+}
+
+/* From 6.11 on it calls the former, if the compiler has not made one of both, as it does
+ * for arm64. */
+SEC("fentry/inet_twsk_hashdance_schedule")
+int BPF_PROG(timewait_hashdance, struct inet_timewait_sock *minisocket, void *sk, void *hashinfo, int timeo)
+{
+	struct packet *p = packet();
+
+	if (p)
+		p->hashed = (__u64)minisocket;
+	scheduled(minisocket, timeo, false);
 	return 0;
 }
 
@@ -1006,7 +1037,9 @@ int BPF_PROG(timewait_kill, struct inet_timewait_sock *minisocket)
 {
 	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
 
-	if (tw)
+	if (proving)
+		proven_end = 1;
+	else if (tw)
 		timewait_ends(tw, packet(), true);
 	return 0;
 }

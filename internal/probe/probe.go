@@ -243,6 +243,7 @@ type variant struct {
 	load       []string
 	trampoline bool         // it hooks functions
 	prepare    func() error // what must be done before, and may fail; may be nil
+	prove      func() error // says that it is attached in vain; may be nil
 }
 
 // ftraceDisabled says that the hooks of functions are attached in vain.
@@ -296,16 +297,28 @@ func (p *Probe) loadAndAttach(l *loader, w variant) (*ebpf.Collection, error) {
 	attached := len(p.links)
 	for _, name := range w.attach {
 		if err := p.attach(l, coll, name); err != nil {
-			for _, lnk := range p.links[attached:] {
-				_ = lnk.Close()
-			}
-			p.links = p.links[:attached]
+			p.detachFrom(attached)
+			coll.Close()
+			return nil, err
+		}
+	}
+	if w.prove != nil {
+		if err := w.prove(); err != nil {
+			p.detachFrom(attached)
 			coll.Close()
 			return nil, err
 		}
 	}
 	p.others = append(p.others, coll)
 	return coll, nil
+}
+
+// detachFrom detaches what was attached since there were so many.
+func (p *Probe) detachFrom(attached int) {
+	for _, lnk := range p.links[attached:] {
+		_ = lnk.Close()
+	}
+	p.links = p.links[:attached]
 }
 
 func (p *Probe) attach(l *loader, coll *ebpf.Collection, name string) error {

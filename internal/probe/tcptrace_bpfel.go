@@ -85,6 +85,7 @@ type tcptracePacket struct {
 	_      structs.HostLayout
 	Twaddr uint64
 	Ktime  uint64
+	Hashed uint64
 	Why    uint8
 	Tries  uint8
 	_      [6]byte
@@ -202,6 +203,7 @@ const (
 	tcptraceProgTimewaitAbort         = "timewait_abort"
 	tcptraceProgTimewaitConnect       = "timewait_connect"
 	tcptraceProgTimewaitConnected     = "timewait_connected"
+	tcptraceProgTimewaitHashdance     = "timewait_hashdance"
 	tcptraceProgTimewaitKill          = "timewait_kill"
 	tcptraceProgTimewaitPacket        = "timewait_packet"
 	tcptraceProgTimewaitPacketBegins  = "timewait_packet_begins"
@@ -224,6 +226,9 @@ const (
 	tcptraceVarLports                 = "lports"
 	tcptraceVarMayProbe               = "may_probe"
 	tcptraceVarPidnsInum              = "pidns_inum"
+	tcptraceVarProvenBegin            = "proven_begin"
+	tcptraceVarProvenEnd              = "proven_end"
+	tcptraceVarProving                = "proving"
 	tcptraceVarRports                 = "rports"
 	tcptraceVarSeesPackets            = "sees_packets"
 	tcptraceVarSelfPid                = "self_pid"
@@ -299,6 +304,7 @@ type tcptraceProgramSpecs struct {
 	TimewaitAbort         *ebpf.ProgramSpec `ebpf:"timewait_abort"`
 	TimewaitConnect       *ebpf.ProgramSpec `ebpf:"timewait_connect"`
 	TimewaitConnected     *ebpf.ProgramSpec `ebpf:"timewait_connected"`
+	TimewaitHashdance     *ebpf.ProgramSpec `ebpf:"timewait_hashdance"`
 	TimewaitKill          *ebpf.ProgramSpec `ebpf:"timewait_kill"`
 	TimewaitPacket        *ebpf.ProgramSpec `ebpf:"timewait_packet"`
 	TimewaitPacketBegins  *ebpf.ProgramSpec `ebpf:"timewait_packet_begins"`
@@ -344,6 +350,9 @@ type tcptraceVariableSpecs struct {
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
 	MayProbe         *ebpf.VariableSpec `ebpf:"may_probe"`
 	PidnsInum        *ebpf.VariableSpec `ebpf:"pidns_inum"`
+	ProvenBegin      *ebpf.VariableSpec `ebpf:"proven_begin"`
+	ProvenEnd        *ebpf.VariableSpec `ebpf:"proven_end"`
+	Proving          *ebpf.VariableSpec `ebpf:"proving"`
 	Rports           *ebpf.VariableSpec `ebpf:"rports"`
 	SeesPackets      *ebpf.VariableSpec `ebpf:"sees_packets"`
 	SelfPid          *ebpf.VariableSpec `ebpf:"self_pid"`
@@ -423,6 +432,9 @@ type tcptraceVariables struct {
 	Lports           *ebpf.Variable `ebpf:"lports"`
 	MayProbe         *ebpf.Variable `ebpf:"may_probe"`
 	PidnsInum        *ebpf.Variable `ebpf:"pidns_inum"`
+	ProvenBegin      *ebpf.Variable `ebpf:"proven_begin"`
+	ProvenEnd        *ebpf.Variable `ebpf:"proven_end"`
+	Proving          *ebpf.Variable `ebpf:"proving"`
 	Rports           *ebpf.Variable `ebpf:"rports"`
 	SeesPackets      *ebpf.Variable `ebpf:"sees_packets"`
 	SelfPid          *ebpf.Variable `ebpf:"self_pid"`
@@ -460,6 +472,7 @@ type tcptracePrograms struct {
 	TimewaitAbort         *ebpf.Program `ebpf:"timewait_abort"`
 	TimewaitConnect       *ebpf.Program `ebpf:"timewait_connect"`
 	TimewaitConnected     *ebpf.Program `ebpf:"timewait_connected"`
+	TimewaitHashdance     *ebpf.Program `ebpf:"timewait_hashdance"`
 	TimewaitKill          *ebpf.Program `ebpf:"timewait_kill"`
 	TimewaitPacket        *ebpf.Program `ebpf:"timewait_packet"`
 	TimewaitPacketBegins  *ebpf.Program `ebpf:"timewait_packet_begins"`
@@ -493,6 +506,7 @@ func (p *tcptracePrograms) Close() error {
 		p.TimewaitAbort,
 		p.TimewaitConnect,
 		p.TimewaitConnected,
+		p.TimewaitHashdance,
 		p.TimewaitKill,
 		p.TimewaitPacket,
 		p.TimewaitPacketBegins,

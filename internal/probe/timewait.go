@@ -28,15 +28,16 @@ func (p *Probe) traceTimeWait(l *loader) error {
 			return fmt.Errorf("set sees_packets: %w", err)
 		}
 	}
+	functions := []string{
+		tcptraceProgTimewaitConnect, tcptraceProgTimewaitConnected, tcptraceProgTimewaitAbort,
+		tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill,
+	}
 	coll := p.trace(l, "time_wait",
 		variant{
-			name: fentry,
-			attach: []string{
-				tcptraceProgTimewaitConnect, tcptraceProgTimewaitConnected, tcptraceProgTimewaitAbort,
-				tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill,
-			},
-			trampoline: true,
+			name: fentry, attach: append([]string{tcptraceProgTimewaitHashdance}, functions...), trampoline: true,
+			prepare: func() error { return hasFunction(l, "inet_twsk_hashdance_schedule") }, prove: p.proveMinisockets,
 		},
+		variant{name: fentry, attach: functions, trampoline: true, prove: p.proveMinisockets},
 		variant{
 			name: "timer", attach: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins},
 			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer,
@@ -93,9 +94,46 @@ func (p *Probe) Look(at []events.Look) error {
 	return nil
 }
 
+// hasFunction says so if the kernel has no such function.
+func hasFunction(l *loader, name string) error {
+	types, err := l.opts.Cache.Kernel()
+	if err != nil {
+		return err
+	}
+	var f *btf.Func
+	return types.TypeByName(name, &f)
+}
+
+// proveMinisockets makes a minisocket and says what of it the programs were not told of.
+func (p *Probe) proveMinisockets() error {
+	vars := p.core.Variables
+	set := func(name string, to uint8) error { return vars[name].Set(to) }
+	has := func(name string) error {
+		var is uint8
+		for range patience {
+			if err := vars[name].Get(&is); err != nil || is != 0 {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return fmt.Errorf("nothing comes of a minisocket (%s)", name)
+	}
+	if err := set(tcptraceVarProving, 1); err != nil {
+		return err
+	}
+	err := p.withMinisocket(func() error { return has(tcptraceVarProvenBegin) })
+	if err == nil {
+		err = has(tcptraceVarProvenEnd)
+	}
+	return errors.Join(err, set(tcptraceVarProving, 0))
+}
+
+// patience is for how many milliseconds news of a minisocket is awaited. The FIN is
+// acknowledged at once, as a rule.
+const patience = 20
+
 // learnTimer finds out which function the timers of minisockets have: it makes a
-// minisocket, shows it to an iterator, and ends it. Where that is allowed, this
-// happens in a network namespace of its own, where there is nothing else.
+// minisocket and shows it to an iterator.
 func (p *Probe) learnTimer() error {
 	var fn uint64
 	handler := p.core.Variables[tcptraceVarTwHandler]
@@ -108,9 +146,8 @@ func (p *Probe) learnTimer() error {
 	if err := p.want(0); err != nil {
 		return err
 	}
-	show := func() error {
-		// The FIN is acknowledged at once, as a rule.
-		for range 20 {
+	return p.withMinisocket(func() error {
+		for range patience {
 			r, err := p.tcp.Open()
 			if err != nil {
 				return err
@@ -125,10 +162,15 @@ func (p *Probe) learnTimer() error {
 			time.Sleep(time.Millisecond)
 		}
 		return errors.New("no minisocket to learn the timer's function from")
-	}
-	err := p.home.elsewhere(newNetwork, func() error { return withMinisocket(show) })
+	})
+}
+
+// withMinisocket calls f while there is a minisocket in FIN_WAIT2 in this thread's network
+// namespace. Where that is allowed, it is one of its own, where there is nothing else.
+func (p *Probe) withMinisocket(f func() error) error {
+	err := p.home.elsewhere(newNetwork, func() error { return withMinisocket(f) })
 	if errors.Is(err, unix.EPERM) {
-		err = withMinisocket(show)
+		err = withMinisocket(f)
 	}
 	return err
 }
@@ -151,8 +193,8 @@ func newNetwork() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
-// withMinisocket calls f while there is a minisocket in FIN_WAIT2 in this thread's
-// network namespace. Its peer's reset ends it, so that nothing stays behind.
+// withMinisocket does so in this thread's network namespace. The reset of the minisocket's
+// peer ends it, so that nothing stays behind.
 func withMinisocket(f func() error) error {
 	var fds []int
 	defer func() {
