@@ -217,6 +217,7 @@ func TestCheckNamesTheMendOfWhatIsBroken(t *testing.T) {
 func TestTheSetcapThatCheckNamesLetsAnybodyTrace(t *testing.T) {
 	t.Parallel()
 	live(t)
+	newNetns(t) // to enter it takes CAP_SYS_ADMIN
 	command := copyForAll(t)
 	nobody := []string{"setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"}
 	broken, status := checkBinary(t, command, nobody)
