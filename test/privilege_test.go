@@ -377,7 +377,34 @@ func TestWithoutTheCapabilitiesToLoadItSaysWhichAreMissing(t *testing.T) {
 	}
 }
 
-// A recording is played by anybody.
+// Some refuse those too who have the capabilities: then neither these nor the limit of
+// locked memory is to blame, which cannot be raised there.
+func TestWhatNoCapabilityOvercomesIsNamed(t *testing.T) {
+	t.Parallel()
+	live(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name string
+		user user
+		want string
+	}{
+		{"a user namespace", user{by: []string{"unshare", "--user", "--map-root-user"}}, "hostUsers: true"},
+		{"a seccomp filter", user{
+			by: []string{"setpriv", "--no-new-privs", "env", seccompEnv + "=refuse", self}, confined: true, caps: []int{unix.CAP_BPF, unix.CAP_PERFMON},
+		}, "seccomp"},
+	} {
+		for _, command := range [][]string{{"--duration", "1ms"}, {"snapshot"}} {
+			stderr, status := row.user.run(t, command...)
+			if status != 1 || !strings.Contains(stderr, row.want) || strings.Contains(stderr, "MEMLOCK") || strings.Contains(stderr, "as root") {
+				t.Errorf("%s, %q: exit status %d, want 1 and %q, no capability and no MEMLOCK in:\n%s", row.name, command, status, row.want, stderr)
+			}
+		}
+	}
+}
+
 // Before 5.11 the kernel counts what BPF takes as locked memory.
 func TestWhereMemoryIsCountedALowLimitIsLiftedOrTheMendNamed(t *testing.T) {
 	t.Parallel()
@@ -393,6 +420,7 @@ func TestWhereMemoryIsCountedALowLimitIsLiftedOrTheMendNamed(t *testing.T) {
 	}
 }
 
+// A recording is played by anybody.
 func TestAReplayNeedsNoPrivilege(t *testing.T) {
 	live(t)
 	recording, err := filepath.Abs("../cmd/tcptrace/testdata/recordings/refused.rec")

@@ -81,7 +81,7 @@ func Read(proc, sys string) *Facts {
 		Tracefs:         known(d.tracefs()),
 		Self:            known(d.self()),
 		Memlock:         known(d.memlock()),
-		InitialUser:     known(d.isIn("user", initialUser)),
+		InitialUser:     known(InitialUser(proc)),
 		InitialPid:      known(d.isIn("pid", initialPid)),
 		InitialCgroup:   known(d.isIn("cgroup", initialCgroup)),
 		Hidepid:         known(d.hidepid()),
@@ -89,6 +89,10 @@ func Read(proc, sys string) *Facts {
 		Cgroup:          known(d.cgroup()),
 	}
 }
+
+// InitialUser reports whether we are in the initial user namespace: in others,
+// capabilities count for nothing when it comes to BPF.
+func InitialUser(proc string) (bool, error) { return dirs{proc: proc}.isIn("user", initialUser) }
 
 type dirs struct{ proc, sys string }
 

@@ -99,7 +99,8 @@ func Open(cfg Config) (*Probe, error) {
 	}
 	if err := p.open(&l, cfg); err != nil {
 		p.Close()
-		return nil, refused(err, memlock, privilege.MissingToLoad())
+		missing := privilege.MissingToLoad()
+		return nil, refused(err, memlock, missing, barrier(missing))
 	}
 	return p, nil
 }
