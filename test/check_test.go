@@ -155,7 +155,8 @@ func TestCheckNamesTheMendOfWhatIsBroken(t *testing.T) {
 			{item: "network_namespaces", status: "degraded", mend: "CAP_SYS_ADMIN"}}},
 		{"no CAP_SYS_PTRACE", bounded("-sys_ptrace"), nil, 0, []want{
 			{item: "CAP_SYS_PTRACE", status: "degraded", mend: "capabilities: {add: [SYS_PTRACE]}"},
-			{item: "processes", status: "degraded", mend: "CAP_SYS_PTRACE", otherwise: true}}},
+			{item: "processes", status: "degraded", mend: "CAP_SYS_PTRACE", otherwise: true},
+			{item: "network_namespaces", status: "degraded", mend: "see CAP_SYS_PTRACE"}}},
 		{"nested PID namespace", []string{"unshare", "--pid", "--fork", "--mount-proc"}, nil, 0, []want{
 			{item: "pid_namespace", status: "degraded", mend: "hostPID: true"}}},
 		{"/proc of another PID namespace", []string{"unshare", "--pid", "--fork"},
@@ -250,8 +251,12 @@ func TestTheSetcapThatCheckNamesLetsAnybodyTrace(t *testing.T) {
 		}
 	}
 	stuck, status := checkBinary(t, command, slices.Concat(nobody, []string{"setpriv", "--no-new-privs"}))
-	if status != 1 || !stuck["CAP_BPF"].names("allowPrivilegeEscalation: true") {
-		t.Errorf("with no_new_privs: got exit status %d, %+v, want the mend to allow privilege escalation", status, stuck["CAP_BPF"])
+	if status != 1 || !stuck["CAP_BPF"].names("allowPrivilegeEscalation: true") || stuck["CAP_BPF"].names("sudo") {
+		t.Errorf("with no_new_privs: got exit status %d, %+v, want the mend to allow privilege escalation, and no sudo, which it stops", status, stuck["CAP_BPF"])
+	}
+	const ambient = "-all,+bpf,+perfmon" // as a systemd unit's AmbientCapabilities= sets them
+	if unit, status := checkBinary(t, command, slices.Concat(nobody, []string{"--no-new-privs", "--inh-caps", ambient, "--ambient-caps", ambient})); status != 0 {
+		t.Errorf("with no_new_privs and ambient capabilities: got exit status %d, %+v, want 0", status, unit["CAP_BPF"])
 	}
 }
 

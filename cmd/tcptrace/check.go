@@ -95,6 +95,7 @@ type survey struct {
 	called             error  // why bpf(2) does not reach the kernel
 	lifted             error  // why RLIMIT_MEMLOCK stays
 	networks, entered  int    // network namespaces
+	more               bool   // there may be others, of processes that do not show theirs
 	unreached, refused error  // why these are not known; why transitions cannot be traced
 	variants           []probe.Variant
 }
@@ -102,7 +103,7 @@ type survey struct {
 // surveyHost looks, and tries.
 func surveyHost(btf string) *survey {
 	s := &survey{Facts: host.Read("/proc", "/sys"), btf: btf, called: host.CallBPF(), lifted: probe.LiftMemlock()}
-	s.networks, s.entered, s.unreached = probe.Reach()
+	s.networks, s.entered, s.more, s.unreached = probe.Reach()
 	p, err := probe.Open(probe.Config{Filter: &aggregate.Filter{}, RingBytes: probe.DefaultRingBytes, TimeWait: true, BTF: btf})
 	if err != nil {
 		s.refused = err

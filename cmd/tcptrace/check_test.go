@@ -59,14 +59,27 @@ func TestWhatIsBrokenHasItsStatusAndItsMend(t *testing.T) {
 		"a filter, and no capability":     {func(s *survey) { s.Self.Value = host.Self{Filtered: true}; s.called = refusedBPF }, "seccomp", "unknown", "see CAP_BPF"},
 		"setns refused to the privileged": {func(s *survey) { s.entered = 1 }, "network_namespaces", "degraded", "setns"},
 		"an LSM that hides a process":     {func(s *survey) { s.Processes.Value.Closed = 1 }, "processes", "degraded", "LSM"},
+		"namespaces that cannot be found": {func(s *survey) { s.more = true }, "network_namespaces", "degraded", "see CAP_SYS_PTRACE"},
+		"a capability that what cannot be found may need": {func(s *survey) { s.Self.Value.Effective &^= 1 << 21; s.more = true },
+			"CAP_SYS_ADMIN", "degraded", "sudo"},
 		"a capability that nothing needs": {func(s *survey) { s.Self.Value.Effective &^= 1 << 21 }, "CAP_SYS_ADMIN", "info", ""},
 		"a kernel without cgroups' namespaces": {func(s *survey) { s.InitialCgroup = host.Known[bool]{Err: fs.ErrNotExist} },
 			"cgroup", "ok", ""},
 		"a kernel without ftrace": {func(s *survey) { s.FtraceEnabled = host.Known[string]{Err: fs.ErrNotExist} }, "ftrace", "info", ""},
-		"ftrace off":              {func(s *survey) { s.FtraceEnabled.Value = "0" }, "ftrace", "degraded", "sysctl -w kernel.ftrace_enabled=1"},
+		"no /proc/sys": {func(s *survey) {
+			s.FtraceEnabled.Err, s.Release.Err = fs.ErrNotExist, fs.ErrNotExist
+		}, "ftrace", "unknown", ""},
+		"ftrace off": {func(s *survey) { s.FtraceEnabled.Value = "0" }, "ftrace", "degraded", "sysctl -w kernel.ftrace_enabled=1"},
 		"a container's user that is not root": {func(s *survey) { s.Self.Value = host.Self{Uid: 1000} },
 			"CAP_BPF", "missing", "{runAsUser: 0, capabilities: {add: [BPF]}}"},
+		"a container's user, in Docker": {func(s *survey) { s.Self.Value = host.Self{Uid: 1000} },
+			"CAP_BPF", "missing", "--user=0 --cap-add=BPF"},
+		"a service's user": {func(s *survey) { s.Self.Value = host.Self{Uid: 1000, Bounding: 1<<41 - 1, NoNewPrivs: true} },
+			"CAP_BPF", "missing", "AmbientCapabilities=CAP_BPF"},
 		"a user": {func(s *survey) { s.Self.Value.Effective, s.Self.Value.Uid = 0, 1000 }, "CAP_BPF", "missing", "setcap cap_bpf,cap_perfmon+ep"},
+		"a user, after the line for CAP_SYS_PTRACE": {func(s *survey) {
+			s.Self.Value.Effective, s.Self.Value.Uid, s.Processes.Value.Closed, s.entered = 0, 1000, 1, 1
+		}, "CAP_SYS_ADMIN", "degraded", "setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_sys_admin+ep"},
 		"an old kernel": {func(s *survey) { s.refused = errors.New("unknown func bpf_get_socket_cookie#46") },
 			"probe.transitions", "missing", "another kernel: docs/requirements.md"},
 		"an LSM": {func(s *survey) { s.refused = syscall.EPERM }, "probe.transitions", "missing", "LSM"},
@@ -81,6 +94,8 @@ func TestWhatIsBrokenHasItsStatusAndItsMend(t *testing.T) {
 			s.Types, s.btf = fs.ErrNotExist, "types.btf"
 		}, "btf", "degraded", "hostPath"},
 		"no types": {func(s *survey) { s.Types, s.refused = fs.ErrNotExist, errors.New("no BTF found") }, "probe.transitions", "missing", "see btf"},
+		"a file that holds no types": {func(s *survey) { s.btf, s.refused = "/etc/passwd", errors.New("no valid BTF header") },
+			"probe.transitions", "missing", "without --btf"},
 		"no choice": {func(s *survey) {
 			s.variants[0] = probe.Variant{Facility: "accept", Err: errors.New("bpf_rdonly_cast is not there")}
 		}, "probe.accept", "missing", "another kernel: fexit needs trampolines; sys_exit needs 6.2"},

@@ -169,7 +169,7 @@ func (s *survey) capability(c privilege.Capability) item {
 // idle reports whether all that there is can be seen without the capability.
 func (s *survey) idle(c privilege.Capability) bool {
 	if c.Name == "CAP_SYS_ADMIN" {
-		return s.unreached == nil && s.entered == s.networks
+		return s.unreached == nil && s.entered == s.networks && !s.more
 	}
 	return s.Processes.Err == nil && s.Processes.Value.Closed == 0
 }
@@ -178,28 +178,38 @@ func (s *survey) idle(c privilege.Capability) bool {
 func (s *survey) give(c privilege.Capability) []string {
 	self, short := s.Self.Value, strings.TrimPrefix(c.Name, "CAP_")
 	if !c.In(self.Bounding) {
-		context := "capabilities: {add: [" + short + "]}"
 		if self.Uid != 0 {
 			// What is added is effective for root only.
-			context = "runAsUser: 0, " + context
+			return []string{
+				"securityContext: {runAsUser: 0, capabilities: {add: [" + short + "]}}",
+				"docker run --user=0 --cap-add=" + short + " ...",
+				"AmbientCapabilities=" + c.Name + "   # and CapabilityBoundingSet=" + c.Name + ", two more lines in a systemd unit",
+			}
 		}
 		return []string{
-			"securityContext: {" + context + "}",
+			"securityContext: {capabilities: {add: [" + short + "]}}",
 			"docker run --cap-add=" + short + " ...",
 			"CapabilityBoundingSet=" + c.Name + "   # another line of that name in a systemd unit",
 		}
 	}
-	mend := []string{"sudo tcptrace ..."}
+	var mend []string
+	if !self.NoNewPrivs { // which sudo refuses
+		mend = append(mend, "sudo tcptrace ...")
+	}
 	if self.Uid != 0 {
 		mend = append(mend, "securityContext: {runAsUser: 0}   # capabilities.add counts for root only")
 	}
 	if self.NoNewPrivs {
-		return append(mend, "securityContext: {allowPrivilegeEscalation: true}   # for a tcptrace that has file capabilities")
+		return append(mend, "AmbientCapabilities="+c.Name+"   # another line in a systemd unit",
+			"securityContext: {allowPrivilegeEscalation: true}   # for a tcptrace that has file capabilities")
 	}
-	// setcap sets all of them: those that we have must not be lost by it.
+	// setcap sets all of them: those that we have must not be lost by it, nor those that a
+	// line above has set.
 	var names []string
+	above := true
 	for _, u := range privilege.Used() {
-		if u.ToLoad() || u.Name == c.Name || u.In(self.Effective) {
+		above = above && u.Name != c.Name
+		if u.ToLoad() || u.Name == c.Name || u.In(self.Effective) || above && !s.idle(u) {
 			names = append(names, strings.ToLower(u.Name))
 		}
 	}
@@ -287,11 +297,15 @@ func (s *survey) networkNamespaces() item {
 	if s.unreached != nil {
 		return unknown(name, s.unreached)
 	}
-	if s.entered == s.networks {
-		return found(name, statusOK, "%d found, all can be entered", s.networks)
-	}
 	mend := "see CAP_SYS_ADMIN"
-	if s.effective(unix.CAP_SYS_ADMIN) {
+	switch {
+	case s.entered == s.networks && s.more:
+		return found(name, statusDegraded, "%d found, all can be entered; some processes do not show theirs", s.networks).costs(
+			"in those that were not found, sockets from before the start that no process holds are not known, nor are the limits of ports",
+			"see CAP_SYS_PTRACE")
+	case s.entered == s.networks:
+		return found(name, statusOK, "%d found, all can be entered", s.networks)
+	case s.effective(unix.CAP_SYS_ADMIN):
 		mend = "securityContext: {seccompProfile: {type: Unconfined}}   # or one that allows setns"
 	}
 	return found(name, statusDegraded, "%d found, %d can be entered", s.networks, s.entered).costs(
@@ -315,7 +329,7 @@ func (s *survey) cgroup() item {
 
 func (s *survey) ftrace() item {
 	switch {
-	case errors.Is(s.FtraceEnabled.Err, fs.ErrNotExist):
+	case errors.Is(s.FtraceEnabled.Err, fs.ErrNotExist) && s.Release.Err == nil: // else there is no /proc/sys
 		return found("ftrace", statusInfo, "this kernel has no kernel.ftrace_enabled")
 	case s.FtraceEnabled.Err != nil:
 		return unknown("ftrace", s.FtraceEnabled.Err)
@@ -404,6 +418,8 @@ func (s *survey) otherKernel(err error, needs []string) []string {
 	switch {
 	case s.Types != nil:
 		return []string{"see btf"}
+	case s.refused != nil && s.btf != "":
+		return []string{"tcptrace check   # without --btf: this kernel has types of its own"}
 	case s.FtraceEnabled.Value == "0" && strings.Contains(err.Error(), "ftrace_enabled"):
 		return []string{"see ftrace"}
 	case errors.Is(err, unix.EPERM):

@@ -57,7 +57,7 @@ var all = []Capability{
 // has open: since 6.2 it is the size of the directory, which else only its owner may list.
 func countsDescriptors() bool {
 	fd, err := os.Stat("/proc/self/fd")
-	return err == nil && fd.Size() > 0
+	return err != nil || fd.Size() > 0 // without /proc no capability helps
 }
 
 // Used returns the capabilities that tcptrace uses on this kernel.

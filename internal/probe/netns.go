@@ -124,16 +124,17 @@ func (h home) others() (found map[uint32]string, all bool, err error) {
 }
 
 // Reach counts the network namespaces that can be found, ours included, and how many
-// of them can be entered. It loads nothing.
-func Reach() (found, entered int, err error) {
+// of them can be entered. It reports whether there may be others for want of
+// CAP_SYS_PTRACE. It loads nothing.
+func Reach() (found, entered int, more bool, err error) {
 	h, err := openHome()
 	if err != nil {
-		return 0, 0, fmt.Errorf("network namespace: %w", err)
+		return 0, 0, false, fmt.Errorf("network namespace: %w", err)
 	}
 	defer func() { _ = h.file.Close() }()
-	paths, _, err := h.others()
+	paths, all, err := h.others()
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, false, err
 	}
 	for inode, path := range paths {
 		err := error(nil)
@@ -148,5 +149,5 @@ func Reach() (found, entered int, err error) {
 		}
 		found++
 	}
-	return found, entered, nil
+	return found, entered, !all, nil
 }
