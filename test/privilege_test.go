@@ -354,6 +354,29 @@ func bpfStaysPrivileged(t *testing.T) bool {
 	return errors.Is(err, unix.EPERM)
 }
 
+// Where /proc has no other users' processes, sockets from before the start may be in network
+// namespaces that are not found. What becomes of them then is no sign of anything missed.
+func TestNothingWasMissedOfSocketsThatHiddenProcessesKeep(t *testing.T) {
+	t.Parallel()
+	_, runs := playComplete(t, func(s *scene) {
+		cli, srv := s.agents2()
+		s.ns.unmount(t)
+		c := cli.dial(srv.listen(anyPort4)) // nobody holds the other end
+		hidden := user{by: slices.Concat(inMounts("mount -t proc -o hidepid=2 proc /proc"),
+			bounded("-all,+bpf,+perfmon"), []string{"--regid", "65534", "--clear-groups"})} // nothing is hidden from group 0
+		s.add(startTracerAs(t, hidden, "--netns", fmt.Sprint(s.ns.inode)))
+		c.close()
+		s.await(func(records []record) bool {
+			return slices.ContainsFunc(records, func(r record) bool { return r.NewState == "CLOSE_WAIT" })
+		})
+	})
+	for _, r := range runs[0].records {
+		if r.isTransition() && r.Gap {
+			t.Errorf("got a gap before %s -> %s, want none", r.OldState, r.NewState)
+		}
+	}
+}
+
 // What cannot be loaded is told by the name of what is missing, and how to get it.
 func TestWithoutTheCapabilitiesToLoadItSaysWhichAreMissing(t *testing.T) {
 	live(t)

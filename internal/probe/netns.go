@@ -119,6 +119,10 @@ func (h home) others() (found map[uint32]string, all bool, err error) {
 		if len(f) > 5 && strings.HasPrefix(f[3], "net:[") {
 			add(f[4])
 		}
+		// Processes that are not in /proc at all refuse nothing.
+		if len(f) > 5 && f[4] == "/proc" && strings.Contains(f[len(f)-1], "hidepid=") && !privilege.Has(unix.CAP_SYS_PTRACE) {
+			all = false
+		}
 	}
 	return found, all, nil
 }
