@@ -34,7 +34,8 @@ func (i item) names(words string) bool {
 }
 
 // seccompEnv makes the test binary a command that puts its arguments under a seccomp
-// filter: "refuse" for one that refuses bpf(2), "allow" for one that does not.
+// filter: "refuse" for one that refuses bpf(2), "no setns" for one that says there is no
+// setns(2), "allow" for one that does neither.
 const seccompEnv = "TCPTRACE_TEST_SECCOMP"
 
 func init() {
@@ -47,14 +48,17 @@ func init() {
 // execFiltered returns only if it fails. It runs before there is another thread that
 // would have to have the filter.
 func execFiltered(how string, argv []string) error {
-	bpf := uint32(unix.SYS_BPF)
-	if how == "allow" {
-		bpf = ^uint32(0)
+	call, answer := uint32(unix.SYS_BPF), uint32(unix.EPERM)
+	switch how {
+	case "allow":
+		call = ^uint32(0)
+	case "no setns":
+		call, answer = unix.SYS_SETNS, uint32(unix.ENOSYS)
 	}
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // seccomp_data.nr
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: bpf, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | answer},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}

@@ -428,6 +428,23 @@ func TestWhatNoCapabilityOvercomesIsNamed(t *testing.T) {
 	}
 }
 
+// It goes on with its own network namespace, and says so.
+func TestWhereThereIsNoSetnsOtherNamespacesAreLeftOut(t *testing.T) {
+	t.Parallel()
+	newNetns(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	filtered := user{by: []string{"env", seccompEnv + "=no setns", self}}
+	for _, command := range [][]string{{"--duration", "1ms"}, {"snapshot"}} {
+		stderr, status := filtered.run(t, command...)
+		if want := "not every network namespace could be entered"; status != 0 || !strings.Contains(stderr, want) {
+			t.Errorf("%q: exit status %d, want 0 and %q in:\n%s", command, status, want, stderr)
+		}
+	}
+}
+
 // Before 5.11 the kernel counts what BPF takes as locked memory.
 func TestWhereMemoryIsCountedALowLimitIsLiftedOrTheMendNamed(t *testing.T) {
 	t.Parallel()
