@@ -64,7 +64,11 @@ func (e *endpoint) count(c net.Conn, state http.ConnState) {
 
 // publish is what a scrape sees from now on; unless that would cost too much again.
 func (r *runner) publish() {
-	if r.served == nil || time.Now().Before(r.nextCensus) {
+	if r.served == nil {
+		return
+	}
+	r.served.GoesOn()
+	if time.Now().Before(r.nextCensus) {
 		return
 	}
 	begun := cpuTime()

@@ -17,7 +17,7 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 )
 
-// A run that has published nothing for so long does not trace any more. A scan of a
+// A run that has not said for so long that it goes on does not trace any more. A scan of a
 // large host takes a fraction of a second.
 const stuckAfter = 30 * time.Second
 
@@ -33,23 +33,18 @@ type Snapshot struct {
 	Unprinted uint64
 }
 
-// published is a Snapshot and when it was made.
-type published struct {
-	Snapshot
-	at time.Time
-}
-
 // Metrics is an http.Handler of /metrics, /healthz and /readyz. All its methods may be
 // called from any goroutine, Publish from one at a time.
 type Metrics struct {
 	http.Handler
-	begun time.Time
-	last  atomic.Pointer[published] // nil until the run is tracing
+	alive atomic.Pointer[time.Time] // when the run began, or last said that it goes on
+	last  atomic.Pointer[Snapshot]  // nil until the run is tracing
 }
 
 // New returns the metrics of a run that begins.
 func New() *Metrics {
-	m := &Metrics{begun: time.Now()}
+	m := &Metrics{}
+	m.GoesOn()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m, buildInfo(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
@@ -72,16 +67,19 @@ func (m *Metrics) Publish(s Snapshot) {
 		s.Lost.TableFull = max(s.Lost.TableFull, last.Lost.TableFull)
 		s.Lost.Decode = max(s.Lost.Decode, last.Lost.Decode)
 	}
-	m.last.Store(&published{s, time.Now()})
+	m.last.Store(&s)
 }
 
-// health fails when the run has stopped to publish, and so to trace.
+// GoesOn says that the run traces, or is about to, whether there is something new to be
+// published or that would cost too much.
+func (m *Metrics) GoesOn() {
+	now := time.Now()
+	m.alive.Store(&now)
+}
+
+// health fails when the run does not go on.
 func (m *Metrics) health(w http.ResponseWriter, _ *http.Request) {
-	at := m.begun
-	if last := m.last.Load(); last != nil {
-		at = last.at
-	}
-	if age := time.Since(at); age > stuckAfter {
+	if age := time.Since(*m.alive.Load()); age > stuckAfter {
 		http.Error(w, fmt.Sprintf("nothing was read from the kernel for %s", age.Truncate(time.Second)), http.StatusServiceUnavailable)
 		return
 	}

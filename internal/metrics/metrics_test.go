@@ -207,12 +207,16 @@ func TestProbesSayWhetherItTraces(t *testing.T) {
 	}
 	const no = http.StatusServiceUnavailable
 	answers("it begins", http.StatusOK, no)
-	m.begun = time.Now().Add(-2 * stuckAfter)
+	longAgo := time.Now().Add(-2 * stuckAfter)
+	m.alive.Store(&longAgo)
 	answers("it does not come to trace", no, no)
+	m.GoesOn()
 	m.Publish(Snapshot{})
 	answers("it traces", http.StatusOK, http.StatusOK)
-	m.last.Load().at = time.Now().Add(-2 * stuckAfter)
+	m.alive.Store(&longAgo)
 	answers("it is stuck", no, http.StatusOK)
+	m.GoesOn()
+	answers("it goes on, and to publish would cost too much", http.StatusOK, http.StatusOK)
 }
 
 func TestNothingElseIsServed(t *testing.T) {
