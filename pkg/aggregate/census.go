@@ -7,7 +7,7 @@ type Census struct {
 	// States is the number of sockets, minisockets included; Close is not one. What is no
 	// socket yet (SynRecv) was counted by the last scan of all.
 	States    [events.NumStates]int
-	CloseWait map[Program]int // States[CloseWait], by who is to close them
+	CloseWait map[Program]int // States[CloseWait], by who is to close them; in an accept queue, whose that is
 	Findings  [numKinds]int   // that are open
 }
 
@@ -27,7 +27,11 @@ func (t *Tracker) Census() Census {
 		}
 		n.States[c.state]++
 		if c.state == events.CloseWait {
-			closeWait[c.proc]++
+			proc := c.proc
+			if c.Owner.Source == SourceListener {
+				proc = t.procs.byPid[c.Owner.Pid]
+			}
+			closeWait[proc]++
 		}
 	}
 	for _, m := range t.minis.all() {

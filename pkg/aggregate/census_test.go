@@ -61,6 +61,18 @@ func TestACensusCountsWhatIsOpenNowAndTheBooksWhatEverWas(t *testing.T) {
 	counts("all are gone", map[Program]int{}, 0, 3, 1, 3)
 }
 
+// Who listens is to accept it, as the finding about it says.
+func TestACensusCountsAnAcceptQueueForItsListener(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.tr.Details(&events.Details{Pid: 1, Container: "c0ffee"})
+	s.step(listen, "C>L", by(1, "srv"))
+	s.wait(server)
+	want := map[Program]int{{events.MakeComm("srv"), "c0ffee"}: 1}
+	if got := s.tr.Census().CloseWait; !maps.Equal(got, want) {
+		t.Errorf("got in CLOSE_WAIT %v, want %v", got, want)
+	}
+}
+
 // What nothing has told of was counted by the last scan.
 func TestACensusHasWhatIsNoSocketYet(t *testing.T) {
 	s := newStory(t, Filter{})
