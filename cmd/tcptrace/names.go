@@ -14,13 +14,17 @@ import (
 // A snapshot waits so long for names that the runtime was asked for meanwhile.
 const namesWait = 2 * time.Second
 
-// openRuntime asks the container runtime of --cri for names; nil if there is none.
+// openRuntime asks the container runtime of --cri for names; nil if there is none, or
+// the run is asked to stop meanwhile.
 func openRuntime(ctx context.Context, cfg *config) (*cri.Runtime, error) {
 	if cfg.cri == "" {
 		return nil, nil
 	}
 	runtime, err := cri.Open(ctx, cfg.cri)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, nil // the run is to stop, which is no failure
+	case err != nil:
 		return nil, fmt.Errorf("--cri %q: %w", cfg.cri, err)
 	}
 	return runtime, nil
