@@ -89,7 +89,7 @@ func TestBrokenManifestsAreRefused(t *testing.T) {
 		{"daemonset.yaml", "enforce: privileged", "enforce: baseline", "enforce"},
 		{"daemonset.yaml", "hostPID: true", "hostIPC: true\n      hostPID: false", "hostPID"},
 		{"daemonset.yaml", "Baseline forbids: host namespaces, ", "Baseline forbids: ", "its comment says: non-default capabilities"},
-		{"daemonset-cri.yaml", "type: Socket", "type: Plug", "hostPath.type"},
+		{"daemonset-cri.yaml", "type: Directory", "type: Plug", "hostPath.type"},
 		{"daemonset-cri.yaml", "- name: cri\n              mountPath", "- name: cry\n              mountPath", "cry"},
 	} {
 		text := read(t, broken.file)
