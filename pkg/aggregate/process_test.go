@@ -195,6 +195,21 @@ func TestTheNamesOfAContainerAreThoseOfAllProcessesInIt(t *testing.T) {
 	audit(t, s.tr)
 }
 
+func TestAFindingThatIsToldAgainOnlyWhenItIsOverHasItsNamesThen(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.details(events.Details{Pid: 1, Container: "aaa"})
+	s.leave(server, 1, "srv")
+	s.pass(minute)
+	s.scan(holds(server, "CW", 1, "srv", 4))
+	s.found()
+	s.tr.Container(&web)
+	s.closes(server, 1, "srv")
+	s.tick()
+	if f := s.found(); f.Status != Resolved || f.Container != web {
+		t.Errorf("got %s of %+v, want it resolved, and the names", f.Status, f.Container)
+	}
+}
+
 // A finding that was made before its names are known has them as soon as it is told
 // again, and keeps them when the process has moved.
 func TestAFindingSaysInWhichPodItIs(t *testing.T) {

@@ -187,6 +187,9 @@ func (t *Tracker) tell(f *finding) bool {
 			e.PeakOldest = time.Duration(f.peakAge)
 		}
 		f.was.blame(&r)
+		if c, ok := t.procs.containers[r.Container.ID]; ok {
+			r.Container = c.Container // its names may have come since
+		}
 	} else {
 		r.Count = f.count
 		f.peakCount = max(f.peakCount, f.count)
