@@ -13,7 +13,7 @@ PREFIX    ?= /usr/local
 FUZZTIME  ?= 200000x
 BENCHTIME ?= 1s
 # For `make test-vm`: kernels of Debian's, each with or without a variant; test/vm/run says which there are.
-KERNEL    ?= 6.1 6.12 6.12:integrity 6.12:confidentiality 6.12:arm64
+KERNEL    ?= 5.10 6.1 6.12 6.12:integrity 6.12:confidentiality 6.12:arm64
 
 # One static binary that runs on any distribution and in an empty container. `race` alone needs cgo.
 export CGO_ENABLED := 0

@@ -288,7 +288,14 @@ func Pid(raw []byte) uint32 {
 func decodeProc(b []byte, p *Proc) {
 	p.Pid = binary.LittleEndian.Uint32(b)
 	p.Hidden = binary.LittleEndian.Uint32(b[4:])
-	copy(p.Comm[:], b[8:procSize])
+	// Older kernels (5.10) leave what was there before behind the NUL, which is no part of
+	// the name.
+	name := b[8:procSize]
+	if n := bytes.IndexByte(name, 0); n >= 0 {
+		name = name[:n]
+	}
+	p.Comm = Comm{}
+	copy(p.Comm[:], name)
 }
 
 func decodeSocket(b []byte, ev *Event) error {

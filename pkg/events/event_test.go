@@ -222,3 +222,24 @@ func TestPidIsThatOfWhoDoesSomethingWithASocket(t *testing.T) {
 		t.Errorf("cut short: got %#x, want 0", got)
 	}
 }
+
+// What was there before a name that is shorter is no part of it.
+func TestANameEndsAtItsNUL(t *testing.T) {
+	for in, want := range map[string]string{
+		"curl\x00ad-of-tests\x00": "curl",
+		"sixteen-no-NUL--":        "sixteen-no-NUL--",
+		"\x00old":                 "",
+	} {
+		b := record(Accept)
+		copy(b[40:56], in)
+		var ev Event
+		if err := Decode(b, &ev); err != nil {
+			t.Fatal(err)
+		}
+		var name Comm
+		copy(name[:], want)
+		if ev.Proc.Comm != name {
+			t.Errorf("%q: got %q, want %q", in, ev.Proc.Comm, name)
+		}
+	}
+}
