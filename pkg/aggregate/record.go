@@ -1,7 +1,6 @@
 package aggregate
 
 import (
-	"encoding/binary"
 	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -56,21 +55,19 @@ type Ends struct {
 }
 
 // mark is what a socket and its minisocket have in common: the cookie, or where the kernel
-// has given none, a number made of the ends (FNV-1a) that is no cookie.
-func (e *Ends) mark() uint64 {
+// has given none, the ends.
+type mark struct {
+	cookie       uint64
+	netns        uint32
+	lport, rport uint16
+	laddr, raddr events.Addr
+}
+
+func (e *Ends) mark() mark {
 	if e.Cookie != 0 {
-		return e.Cookie
+		return mark{cookie: e.Cookie}
 	}
-	const prime = 1099511628211
-	h := uint64(14695981039346656037)
-	for _, n := range [...]uint64{
-		uint64(e.Netns), uint64(e.Lport)<<16 | uint64(e.Rport),
-		binary.LittleEndian.Uint64(e.Laddr[:]), binary.LittleEndian.Uint64(e.Laddr[8:]),
-		binary.LittleEndian.Uint64(e.Raddr[:]), binary.LittleEndian.Uint64(e.Raddr[8:]),
-	} {
-		h = (h ^ n) * prime
-	}
-	return h | 1<<63
+	return mark{netns: e.Netns, lport: e.Lport, rport: e.Rport, laddr: e.Laddr, raddr: e.Raddr}
 }
 
 // Is4 reports whether the socket speaks IPv4. Of a dual-stack listener's child

@@ -241,20 +241,7 @@ func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
 	if ev.New != events.Close || ev.Old != events.FinWait2 && ev.Old != events.Closing {
 		return 0
 	}
-	return t.startingOf(&c.Ends)
-}
-
-// startingOf returns the minisocket that has just begun and has the ends of a connection,
-// 0 if there is none.
-func (t *Tracker) startingOf(e *Ends) uint32 {
-	i := t.starting[e.mark()]
-	if i == 0 || e.Cookie != 0 {
-		return i
-	}
-	if m := t.minis.at(i); m.Netns != e.Netns || m.Lport != e.Lport || m.Rport != e.Rport || m.Laddr != e.Laddr || m.Raddr != e.Raddr {
-		return 0
-	}
-	return i
+	return t.starting[c.mark()]
 }
 
 // handOver gives the story of a connection that is not over to its minisocket. ev is
@@ -428,7 +415,7 @@ func (t *Tracker) findStrays(ktime, after uint64) {
 			if c.state == events.Close {
 				continue
 			}
-			to := t.startingOf(&c.Ends)
+			to := t.starting[c.mark()]
 			if to == 0 || ktime < t.minis.at(to).begun+after {
 				continue
 			}

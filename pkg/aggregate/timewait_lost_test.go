@@ -560,6 +560,26 @@ func TestAMinisocketMayGetItsCookieLater(t *testing.T) {
 	s.checkNoMinis()
 }
 
+// Where the kernel gives no cookies, their ends tell which socket a minisocket follows. Two
+// peers on the same port may be in that moment at once, on two CPUs.
+func TestMinisocketsWithoutCookiesFollowTheSocketWithTheirEnds(t *testing.T) {
+	for n := 6; n < 256; n++ {
+		s := newMiniStory(t, Filter{})
+		one := sock{addr: 0xc0, lport: 80, rport: 40000, raddr: "10.0.0.5"}
+		two := sock{addr: 0xd0, lport: 80, rport: 40000, raddr: fmt.Sprintf("10.0.0.%d", n)}
+		s.closesFirst(one)
+		s.closesFirst(two)
+		s.begins(mini(one), "TW", timeWait)
+		s.begins(mini(two), "TW", timeWait)
+		s.step(one, "F2>C", shut(3), with(orphan|events.Done))
+		s.step(two, "F2>C", shut(3), with(orphan|events.Done))
+		if got := s.lines("F2>TW"); len(got) != 2 || len(s.lines("F2>C")) != 0 {
+			t.Errorf("%s and %s: got %q, want two that enter TIME_WAIT", one.raddr, two.raddr, s.said)
+		}
+		audit(t, s.tr)
+	}
+}
+
 // The row is from after the minisocket's beginning, and comes before its events.
 func TestARowThatComesBeforeTheMinisocketsEventsMakesNoFalseTime(t *testing.T) {
 	for _, first := range []bool{true, false} {

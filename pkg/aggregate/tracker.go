@@ -98,7 +98,7 @@ type Tracker struct {
 
 	seesMinis  bool
 	fromTimers bool                     // not sure, see SeesMinisockets
-	starting   map[uint64]uint32        // Ends.mark -> minisocket whose socket has not said CLOSE yet
+	starting   map[mark]uint32          // minisocket whose socket has not said CLOSE yet
 	strays     []waiter                 // minisockets that may have no socket, oldest first
 	ending     []waiter                 // minisockets that seem to have ended, oldest first
 	again      []waiter                 // reused
@@ -128,7 +128,7 @@ func NewTracker(out Output, filter *Filter, maxSockets int, th events.Thresholds
 		max:       maxSockets,
 		listeners: map[uint64]uint32{},
 		held:      map[uint32][]Transition{},
-		starting:  map[uint64]uint32{},
+		starting:  map[mark]uint32{},
 		scan:      1,
 		holders:   make([]held, 1),
 		findings:  make([]*finding, 1),
@@ -571,7 +571,7 @@ func (t *Tracker) missEnd(i uint32, ktime uint64) {
 	c := t.table.at(i)
 	t.miss(c)
 	ev := events.Event{Ktime: ktime}
-	if to := t.startingOf(&c.Ends); to != 0 {
+	if to := t.starting[c.mark()]; to != 0 {
 		t.handOver(i, to, &ev)
 		return
 	}
