@@ -105,7 +105,7 @@ struct {
 	__type(value, struct last);
 } last_seen SEC(".maps");
 
-/* On a listener: its cookie. The kernel clones it into every child (F_CLONE),
+/* On a listener: what its children name it by. The kernel clones it into every child (F_CLONE),
  * which is how a child that nobody has accepted yet is tied to its listener:
  * the address does not tell listeners that share a port apart. Written at
  * CLOSE -> LISTEN and by dump_files, read at LISTEN -> SYN_RECV, freed by the
@@ -440,7 +440,7 @@ int BPF_PROG(listener_clones, const struct sock *sk)
 }
 
 /* The listener of a child that is being announced: its cookie, or its address
- * where sockets have no storage; 0: not known. */
+ * where it has none or sockets have no storage; 0: not known. */
 static __always_inline __u64 listener_of_child(const struct sock *sk)
 {
 	__u32 zero = 0;
@@ -520,9 +520,9 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
-			*l = e->ev.cookie;
+			*l = e->ev.cookie ?: (__u64)sk;
 	}
-	if (born && !probed)
+	if (born)
 		e->listener = listener_of_child(sk);
 	bpf_ringbuf_submit(e, submit_flags());
 }
@@ -1339,7 +1339,7 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
-			*l = cookie;
+			*l = cookie ?: (__u64)sk;
 	}
 	write_row(seq, sk, tp, cookie, task, fd, false);
 }
