@@ -224,10 +224,14 @@ func (p *Probe) allows(facility, way string) bool {
 func (p *Probe) checkForced() error {
 	for facility, way := range p.forced {
 		for _, v := range p.variants {
-			if v.Facility == facility && way != None && v.Name != way {
-				// In words only: it is no lack of privilege that stops tcptrace.
-				return errors.New("--probe " + facility + "=" + way + ": the kernel refuses it: " + fmt.Sprint(v.Err))
+			if v.Facility != facility || way == None || v.Name == way {
+				continue
 			}
+			if v.Err == nil {
+				return errors.New("--probe " + facility + "=" + way + ": here it can only be " + v.Name)
+			}
+			// In words only: it is no lack of privilege that stops tcptrace.
+			return errors.New("--probe " + facility + "=" + way + ": the kernel refuses it: " + v.Err.Error())
 		}
 	}
 	return nil
