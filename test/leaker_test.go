@@ -94,6 +94,9 @@ func (s *scene) startLeaker(peer *agent, command string) *leaker {
 	} else {
 		l.at = &sock{local: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(l.next("listening")[0]))}
 	}
+	if !givesCookies() {
+		l.s.ns.sockets(s.t) // as ss does when it lists them
+	}
 	// By now it is certainly what it was started as, and not this program's fork.
 	l.process = processOf(s.t, cmd.Process.Pid)
 	return l

@@ -171,11 +171,7 @@ func (l *leaker) listeners() []any {
 		l.s.t.Fatalf("ss lists %v as the holders of the listener, want one", s.descriptors)
 	}
 	h := s.descriptors[0]
-	var cookie any = h.Cookie
-	if !givesCookies() {
-		cookie = nil // ss has asked for it only since
-	}
-	return []any{map[string]any{"pid": float64(h.Pid), "comm": h.Comm, "fd": float64(h.FD), "cookie": cookie}}
+	return []any{map[string]any{"pid": float64(h.Pid), "comm": h.Comm, "fd": float64(h.FD), "cookie": h.Cookie}}
 }
 
 // descriptors is how many the leaker has open.
