@@ -267,7 +267,8 @@ func (d dirs) processes() (Processes, error) {
 		n.Visible++
 		// The kernel asks the same of who wants to know the program, and each of the
 		// namespaces. Of a zombie or a process that has just gone there is none to see.
-		if _, err := os.Readlink(filepath.Join(d.proc, e.Name(), "ns/net")); errors.Is(err, fs.ErrPermission) {
+		link, err := os.Readlink(filepath.Join(d.proc, e.Name(), "ns/net"))
+		if errors.Is(err, fs.ErrPermission) || err == nil && link == "" { // as 5.10 says it
 			n.Closed++
 		}
 	}
