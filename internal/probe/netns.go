@@ -58,8 +58,8 @@ func inode(path string) (uint32, error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return 0, err
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		return 0, unix.EACCES // how 5.10 says so: it follows the link to itself
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, unix.EACCES // how 5.10 says so: the link leads to the directory that it is in
 	}
 	return uint32(st.Ino), nil
 }
