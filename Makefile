@@ -64,7 +64,7 @@ generate-check: ## fail if the committed generated code is not what bpf/ gives
 dist: ## make a release in dist/: static commands, SBOMs, archives, checksums
 	scripts/dist
 
-dist-check: ## fail if two builds of a release differ, or what is in it does not work
+dist-check: ## fail if two builds of a release differ, or what is in it does not work (COLD=1: from nothing)
 	scripts/install-deps dist
 	scripts/dist-check
 
