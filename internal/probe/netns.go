@@ -32,6 +32,9 @@ func openHome() (h home, err error) {
 	return h, nil
 }
 
+// IsHome reports whether a number is that of the network namespace that we are in.
+func (p *Probe) IsHome(inode uint32) bool { return inode == p.home.inode }
+
 // leaveFor runs f on a thread that is in the network namespace at path.
 func (h home) leaveFor(path string, f func() error) error {
 	there, err := os.Open(path)

@@ -246,9 +246,9 @@ type variant struct {
 	name       string
 	attach     []string
 	load       []string
-	trampoline bool         // it hooks functions
-	prepare    func() error // what must be done before, and may fail; may be nil
-	prove      func() error // says that it is attached in vain; may be nil
+	trampoline bool                         // it hooks functions
+	prepare    func() error                 // what must be done before, and may fail; may be nil
+	prove      func(*ebpf.Collection) error // says that it is attached in vain; may be nil
 }
 
 // ftraceDisabled says that the hooks of functions are attached in vain.
@@ -260,11 +260,9 @@ func ftraceDisabled() error {
 	return nil // or a kernel without the sysctl
 }
 
-// trace attaches the first variant that the kernel takes, and returns its programs; nil
-// if it takes none.
-func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collection {
+// trace attaches the first variant that the kernel takes, if it takes one.
+func (p *Probe) trace(l *loader, facility string, ways ...variant) {
 	v := Variant{Facility: facility}
-	var coll *ebpf.Collection
 	for _, w := range ways {
 		if !p.allows(facility, w.name) {
 			v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, errForced))
@@ -278,7 +276,7 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collect
 			err = w.prepare()
 		}
 		if err == nil {
-			coll, err = p.loadAndAttach(l, w)
+			err = p.loadAndAttach(l, w)
 		}
 		if err == nil {
 			v.Name = w.name
@@ -290,32 +288,31 @@ func (p *Probe) trace(l *loader, facility string, ways ...variant) *ebpf.Collect
 		v.Err = errors.Join(v.Err, fmt.Errorf("%s: %w", w.name, err))
 	}
 	p.variants = append(p.variants, v)
-	return coll
 }
 
 // loadAndAttach attaches all of the programs or none.
-func (p *Probe) loadAndAttach(l *loader, w variant) (*ebpf.Collection, error) {
+func (p *Probe) loadAndAttach(l *loader, w variant) error {
 	coll, err := l.load(slices.Concat(w.attach, w.load)...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	attached := len(p.links)
 	for _, name := range w.attach {
 		if err := p.attach(l, coll, name); err != nil {
 			p.detachFrom(attached)
 			coll.Close()
-			return nil, err
+			return err
 		}
 	}
 	if w.prove != nil {
-		if err := w.prove(); err != nil {
+		if err := w.prove(coll); err != nil {
 			p.detachFrom(attached)
 			coll.Close()
-			return nil, err
+			return err
 		}
 	}
 	p.others = append(p.others, coll)
-	return coll, nil
+	return nil
 }
 
 // detachFrom detaches what was attached since there were so many.

@@ -16,14 +16,14 @@ import (
 // traceTimeWait attaches what sees minisockets.
 func (p *Probe) traceTimeWait(l *loader) error {
 	// What a minisocket is ended by is watched before its end is.
-	packets := p.trace(l, "time_wait_end",
+	p.trace(l, "time_wait_end",
 		variant{name: fexit, attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacket}, trampoline: true},
 		variant{
 			name: "fexit_args", attach: []string{tcptraceProgTimewaitPacketBegins, tcptraceProgTimewaitPacketOfThree},
 			trampoline: true, prepare: func() error { return takesThree(l) },
 		},
 		variant{name: tpBTF, attach: []string{tcptraceProgTimerReset}})
-	if packets != nil {
+	if p.Has("time_wait_end") {
 		if err := p.core.Variables[tcptraceVarSeesPackets].Set(uint8(1)); err != nil {
 			return fmt.Errorf("set sees_packets: %w", err)
 		}
@@ -32,7 +32,7 @@ func (p *Probe) traceTimeWait(l *loader) error {
 		tcptraceProgTimewaitConnect, tcptraceProgTimewaitConnected, tcptraceProgTimewaitAbort,
 		tcptraceProgTimewaitSchedule, tcptraceProgTimewaitKill,
 	}
-	coll := p.trace(l, "time_wait",
+	p.trace(l, "time_wait",
 		variant{
 			name: fentry, attach: append([]string{tcptraceProgTimewaitHashdance}, functions...), trampoline: true,
 			prepare: func() error { return hasFunction(l, "inet_twsk_hashdance_schedule") }, prove: p.proveMinisockets,
@@ -40,18 +40,19 @@ func (p *Probe) traceTimeWait(l *loader) error {
 		variant{name: fentry, attach: functions, trampoline: true, prove: p.proveMinisockets},
 		variant{
 			name: "timer", attach: []string{tcptraceProgTimerEnds, tcptraceProgTimerBegins},
-			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer,
+			load: []string{tcptraceProgLookTimewait}, prepare: p.learnTimer, prove: p.proveLook,
 		})
-	if coll == nil {
-		return nil
+	return nil
+}
+
+// proveLook looks once, at nothing. The first run of all asks for privileges: cilium/ebpf
+// loads a program to see whether programs can be run.
+func (p *Probe) proveLook(coll *ebpf.Collection) error {
+	look := coll.Programs[tcptraceProgLookTimewait]
+	if _, err := look.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("look at minisockets: %w", err)
 	}
-	if p.look = coll.Programs[tcptraceProgLookTimewait]; p.look != nil {
-		// It finds nothing to look at. But the first run of all asks for privileges:
-		// cilium/ebpf loads a program to see whether programs can be run.
-		if _, err := p.look.Run(&ebpf.RunOptions{}); err != nil {
-			return fmt.Errorf("look at minisockets: %w", err)
-		}
-	}
+	p.look = look
 	return nil
 }
 
@@ -105,7 +106,7 @@ func hasFunction(l *loader, name string) error {
 }
 
 // proveMinisockets makes a minisocket and says what of it the programs were not told of.
-func (p *Probe) proveMinisockets() error {
+func (p *Probe) proveMinisockets(*ebpf.Collection) error {
 	vars := p.core.Variables
 	set := func(name string, to uint8) error { return vars[name].Set(to) }
 	has := func(name string) error {
@@ -121,8 +122,15 @@ func (p *Probe) proveMinisockets() error {
 	if err := set(tcptraceVarProving, 1); err != nil {
 		return err
 	}
-	err := p.withMinisocket(func() error { return has(tcptraceVarProvenBegin) })
-	if err == nil {
+	made := false
+	err := p.withMinisocket(func() error {
+		made = true
+		return has(tcptraceVarProvenBegin)
+	})
+	switch {
+	case !made:
+		err = nil // without one (no loopback device that is up) nothing speaks against it
+	case err == nil:
 		err = has(tcptraceVarProvenEnd)
 	}
 	return errors.Join(err, set(tcptraceVarProving, 0))
@@ -169,7 +177,7 @@ func (p *Probe) learnTimer() error {
 // namespace. Where that is allowed, it is one of its own, where there is nothing else.
 func (p *Probe) withMinisocket(f func() error) error {
 	err := p.home.elsewhere(newNetwork, func() error { return withMinisocket(f) })
-	if errors.Is(err, unix.EPERM) {
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) { // a seccomp filter's word
 		err = withMinisocket(f)
 	}
 	return err
