@@ -22,8 +22,17 @@ func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
 	b = strconv.AppendUint(b, uint64(s.Netns), 10)
 	b = append(b, `,"states":{`...)
 	for _, st := range countedStates {
-		unseen := st == events.TimeWait || st == events.FinWait2
-		if st == events.SynRecv && !s.Requests || unseen && !s.Minis {
+		var unseen bool
+		switch st {
+		case events.Listen, events.SynSent: // only a process has one
+		case events.SynRecv:
+			unseen = !s.Requests
+		case events.TimeWait, events.FinWait2:
+			unseen = !s.Minis || !s.Whole
+		default: // it may be in an accept queue, or an orphan
+			unseen = !s.Whole
+		}
+		if unseen {
 			b = append(appendMember(b, st.String()), "null"...)
 			continue
 		}

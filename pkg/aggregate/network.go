@@ -35,6 +35,7 @@ type network struct {
 	minis          [events.NumStates]int // what the last scan of all has found that is no socket, and
 	counting       [events.NumStates]int // that of the scan under way
 	walked         bool                  // by the last scan of all
+	whole          bool                  // by one of them at least: nothing that was there before is missing
 }
 
 // net returns the network namespace with this inode number.

@@ -18,6 +18,7 @@ func (t *Tracker) reconcile(s *events.Scan) {
 	for inode, n := range t.nets {
 		n.minis, n.counting = n.counting, [events.NumStates]int{}
 		n.walked = slices.Contains(s.Walked, inode)
+		n.whole = n.whole || n.walked
 	}
 	for k := range t.newcomers {
 		ev := &t.newcomers[k]

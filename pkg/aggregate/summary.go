@@ -18,6 +18,7 @@ type Summary struct {
 	Dead      int                   // connections that are over, and their descriptor open
 	Requests  bool                  // States[SynRecv] has the connections that are being accepted too
 	Minis     bool                  // States has the minisockets too
+	Whole     bool                  // States has the sockets from before the start that no process holds too
 	Opened    uint64                // connections, in the interval
 	Closed    uint64
 	Processes []ProcessSummary // at most 20: by CloseWait, then by TimeWait
@@ -121,6 +122,7 @@ func (t *Tracker) Summarize() {
 	for _, inode := range slices.Sorted(maps.Keys(sums)) {
 		s := sums[inode]
 		s.Requests = fresh && t.net(inode).walked
+		s.Whole = t.net(inode).whole
 		s.Minis = t.seesMinis || s.Requests
 		ps := of[inode]
 		slices.SortFunc(ps, func(a, b ProcessSummary) int {
