@@ -133,6 +133,10 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct proto {
+	char name[32];
+};
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -144,6 +148,7 @@ struct sock_common {
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
+	struct proto *skc_prot;
 	unsigned long skc_flags;
 };
 

@@ -874,6 +874,18 @@ static __always_inline bool excluded_timewait(const struct tcp_timewait_sock *tw
 	       (filter_lport && !has_port(lports, skc->skc_num)) || excluded_peer(skc, false);
 }
 
+/* The minisocket of a TCP connection, NULL if it is another protocol's. The helper knows two
+ * struct protos, and what an MPTCP listener has accepted has a third: the connections of
+ * most servers in Go. */
+static __always_inline const struct tcp_timewait_sock *tcp_timewait(const struct sock_common *skc)
+{
+	if (!bpf_rdonly_cast)
+		return (const struct tcp_timewait_sock *)bpf_skc_to_tcp_timewait_sock((void *)skc);
+	if (skc->skc_state != TCP_TIME_WAIT || (*(__u32 *)skc->skc_prot->name & 0xffffff) != 0x504354) /* "TCP" */
+		return NULL;
+	return CAST(struct tcp_timewait_sock, skc);
+}
+
 static __always_inline struct timewait *reserve_timewait(const struct tcp_timewait_sock *tw)
 {
 	const struct sock_common *skc = &tw->tw_sk.__tw_common;
@@ -998,8 +1010,7 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
  * these names. */
 static __always_inline void scheduled(struct inet_timewait_sock *minisocket, int timeo, bool again)
 {
-	/* Its type has no more than what DCCP's have too. */
-	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
+	const struct tcp_timewait_sock *tw = tcp_timewait(&minisocket->__tw_common);
 
 	if (proving)
 		proven_begin = 1;
@@ -1035,7 +1046,7 @@ int BPF_PROG(timewait_hashdance, struct inet_timewait_sock *minisocket, void *sk
 SEC("fentry/inet_twsk_kill")
 int BPF_PROG(timewait_kill, struct inet_timewait_sock *minisocket)
 {
-	const struct tcp_timewait_sock *tw = bpf_skc_to_tcp_timewait_sock(minisocket);
+	const struct tcp_timewait_sock *tw = tcp_timewait(&minisocket->__tw_common);
 
 	if (proving)
 		proven_end = 1;
@@ -1365,12 +1376,12 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 static __always_inline void dump_mini(struct seq_file *seq, const struct sock_common *skc)
 {
 	__u64 now = bpf_jiffies64();
-	struct tcp_timewait_sock *tw;
+	const struct tcp_timewait_sock *tw;
 	struct socket_row row = {};
 	__u8 state;
 
 	if (skc->skc_state == TCP_TIME_WAIT && !tw_handler) {
-		tw = (struct tcp_timewait_sock *)bpf_skc_to_tcp_timewait_sock((void *)skc);
+		tw = tcp_timewait(skc);
 		if (tw)
 			tw_handler = (__u64)tw->tw_sk.tw_timer.function;
 	}
@@ -1379,7 +1390,7 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 	if (skc->skc_state == TCP_NEW_SYN_RECV) {
 		state = TCP_SYN_RECV;
 	} else {
-		tw = (struct tcp_timewait_sock *)bpf_skc_to_tcp_timewait_sock((void *)skc);
+		tw = tcp_timewait(skc);
 		if (!tw)
 			return;
 		state = tw->tw_sk.tw_substate;

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -156,9 +157,16 @@ func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
 // Clock returns the kernel's clock (CLOCK_BOOTTIME, ns), and what to add to it
 // for nanoseconds of Unix time.
 func Clock() (ktime uint64, wall int64) {
-	var boot, real unix.Timespec
-	// Neither clock can fail (clock_gettime(2)).
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
-	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &real)
+	var boot, real, after unix.Timespec
+	for range 10 {
+		// No clock can fail (clock_gettime(2)).
+		_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+		_ = unix.ClockGettime(unix.CLOCK_REALTIME, &real)
+		_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &after)
+		// What came in between on a busy machine is no distance of the clocks.
+		if after.Nano()-boot.Nano() < int64(100*time.Microsecond) {
+			break
+		}
+	}
 	return uint64(boot.Nano()), real.Nano() - boot.Nano()
 }
