@@ -348,8 +348,8 @@ func checkPorts(t *testing.T, r *record, want map[string]any, client process, ou
 	if got := int(r.number("time_wait") + r.number("live")); got != r.Count {
 		t.Errorf("%s: count %d, want %d, the sum of time_wait and live", r.Status, r.Count, got)
 	}
-	// One may be on its way.
-	if stay := r.number("live") > 1; stay != (out.closes == "never") {
+	// A few may be on their way: the server is a process that has to get a CPU.
+	if stay := r.number("live") > r.number("time_wait"); stay != (out.closes == "never") {
 		t.Errorf("%s: live %v, time_wait %v of connections that are closed %s", r.Status, r.Evidence["live"], r.Evidence["time_wait"], out.closes)
 	}
 	if got, want := fmt.Sprint(r.Evidence["processes"]), fmt.Sprint(makers(client, r.Count)); got != want {
