@@ -3,6 +3,7 @@ package livetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -60,9 +61,14 @@ func named(records []record) []record {
 	if givesCookies() {
 		return records
 	}
+	// Not as they were printed: a minisocket's end is told later than what comes after it.
+	inTime := make([]*record, len(records))
+	for i := range records {
+		inTime[i] = &records[i]
+	}
+	slices.SortStableFunc(inTime, func(a, b *record) int { return a.Time.Compare(b.Time) })
 	names, nameless := map[string]string{}, 0
-	for i := len(records) - 1; i >= 0; i-- {
-		r := &records[i]
+	for _, r := range slices.Backward(inTime) {
 		if r.Lport == nil || r.Rport == nil {
 			continue
 		}

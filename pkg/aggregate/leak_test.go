@@ -152,6 +152,30 @@ func TestASocketThatNobodyAcceptsAccusesWhoHoldsItsListener(t *testing.T) {
 	}
 }
 
+// Where the kernel gives no cookies, a socket has one from when somebody asks for it, as ss
+// does of all that it lists.
+func TestAListenerMayGetItsCookieLater(t *testing.T) {
+	s := newStory(t, Filter{})
+	before := listen
+	before.cookie = 0
+	s.step(before, "C>L", by(1, "srv"))
+	s.step(server, "L>SR", from(listen.addr))
+	s.step(server, "SR>E")
+	s.step(server, "E>CW", with(events.Done), shut(1), unread(1))
+	s.pass(minute)
+	rows := []look{holds(listen, "L", 1, "srv", 3), bare(server, "CW", unaccepted, unread(11))}
+	s.scan(rows...)
+	s.finds("#1 close_wait_leak open warning srv(1) n=1 oldest=60000 not_accepted")
+	if got := s.found().Evidence.Listeners; len(got) != 1 || got[0].Cookie != listen.cookie {
+		t.Errorf("listeners: got %v, want the cookie %x", got, listen.cookie)
+	}
+	s.said = nil
+	s.wait(nth(1)) // which names it by the cookie
+	s.pass(minute)
+	s.scan(append(rows, bare(nth(1), "CW", unaccepted, unread(1)))...)
+	s.finds("#1 close_wait_leak update warning srv(1) n=2 oldest=120000 not_accepted")
+}
+
 // A listener that is closed takes its queue with it, unless net.ipv4.tcp_migrate_req
 // hands it to another listener; and one that was there before may not be known.
 func TestASocketWhoseListenerIsNotKnownAccusesNobody(t *testing.T) {

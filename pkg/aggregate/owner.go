@@ -161,6 +161,12 @@ func (t *Tracker) row(ev *events.Event) {
 	if ev.Cookie != 0 && c.Cookie != 0 && ev.Cookie != c.Cookie {
 		return
 	}
+	if c.Cookie == 0 && ev.Cookie != 0 { // somebody has asked for it since
+		c.Cookie = ev.Cookie
+		if c.state == events.Listen {
+			t.listens(i, ev)
+		}
+	}
 	t.catchUp(i, ev)
 	if c.suspect != notSuspect && ev.New != c.state {
 		return // what is known of it is of another state; nothing is proven by that
