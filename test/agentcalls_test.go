@@ -102,12 +102,15 @@ func dialOne(to netip.AddrPort, out *reply) error {
 		return err
 	}
 	out.FD = fd
+	// Before connect(): where only who asks gives a socket its cookie, all of its records have it so.
+	if out.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE); err != nil {
+		return err
+	}
 	if err := unix.Connect(fd, sockaddr(to)); err != nil {
 		return err
 	}
 	out.Local, out.Remote = localEnd(fd), remoteEnd(fd)
-	out.Cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	return err
+	return nil
 }
 
 // bulk opens N connections, one after the other, and closes each at once
