@@ -74,7 +74,7 @@ func (e *expect) id(records []record) string {
 	}
 	for _, r := range records {
 		if r.isTransition() && r.Cookie != nil && r.Lport != nil && r.Rport != nil && r.OldState == "LISTEN" &&
-			*r.Lport == s.local.Port() && *r.Rport == s.remote.Port() {
+			*r.Lport == s.local.Port() && *r.Rport == s.remote.Port() && (s.cookie == 0 || isNameless(*r.Cookie)) {
 			return *r.Cookie
 		}
 	}

@@ -3,7 +3,9 @@ package livetest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -89,6 +91,27 @@ func named(records []record) []record {
 		}
 	}
 	return records
+}
+
+// isNameless reports whether an id is one that named has made up.
+func isNameless(id string) bool { return strings.HasPrefix(id, "nameless-") }
+
+// name is what records call a socket. To list it may be what has given it its cookie; then it is known by its ends.
+func (l *ssLine) name(cookie string, records []record) string {
+	if givesCookies() || slices.ContainsFunc(records, func(r record) bool { return r.of(cookie) }) {
+		return cookie
+	}
+	for _, r := range slices.Backward(records) {
+		if r.Cookie != nil && r.Lport != nil && r.Rport != nil && l.local == endOf(r.Laddr, r.Lport) && l.remote == endOf(r.Raddr, r.Rport) {
+			return *r.Cookie
+		}
+	}
+	return cookie
+}
+
+// endOf is one of a socket's, as ss prints it.
+func endOf(addr *string, port *uint16) string {
+	return net.JoinHostPort(orNull(addr), fmt.Sprint(*port))
 }
 
 // endMinisockets ends all that only stands in for a socket: in TIME_WAIT, or in

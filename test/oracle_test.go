@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -60,7 +61,10 @@ func (s *scene) atRest() map[string]string {
 	var listed map[string]string
 	// A FIN that comes for an orphan makes itself felt when the orphan is looked at.
 	s.short = !s.tr.waitLong(8*time.Second, func(records []record) bool {
-		listed = s.ss()
+		listed = map[string]string{}
+		for cookie, l := range s.list() {
+			listed[l.name(cookie, records)] = l.state
+		}
 		got := lastStates(records)
 		for id, state := range got {
 			// These wait for the peer's kernel, which may take its time to
@@ -89,19 +93,43 @@ var ssStates = map[string]string{
 func (s *scene) ss() map[string]string {
 	s.t.Helper()
 	states := map[string]string{}
+	for cookie, l := range s.list() {
+		states[cookie] = l.state
+	}
+	return states
+}
+
+// ssLine is a socket as ss shows it.
+type ssLine struct {
+	state         string
+	local, remote string
+}
+
+// list is the namespace's sockets by their cookies.
+func (s *scene) list() map[string]ssLine {
+	s.t.Helper()
+	out := map[string]ssLine{}
 	for line := range strings.Lines(s.ns.ss(s.t, "-tanOeH")) {
-		state, rest, _ := strings.Cut(line, " ")
-		_, cookie, ok := strings.Cut(rest, " sk:")
+		_, cookie, ok := strings.Cut(line, " sk:")
 		if !ok {
 			continue
 		}
-		name, known := ssStates[state]
+		f := strings.Fields(line)
+		name, known := ssStates[f[0]]
 		if !known {
-			s.t.Errorf("ss lists a socket as %q, which this test does not know", state)
+			s.t.Errorf("ss lists a socket as %q, which this test does not know", f[0])
 		}
-		states[strings.Fields(cookie)[0]] = name
+		out[strings.Fields(cookie)[0]] = ssLine{state: name, local: unmapped(f[3]), remote: unmapped(f[4])}
 	}
-	return states
+	return out
+}
+
+// unmapped is an end that ss prints as tcptrace shows it: IPv4-mapped is IPv4.
+func unmapped(end string) string {
+	if ap, err := netip.ParseAddrPort(end); err == nil {
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String()
+	}
+	return end // of a listener
 }
 
 // A walk is a number of processes that open, use and close connections among
