@@ -309,7 +309,20 @@ static __always_inline void copy_header(struct event *ev, const struct sock *sk,
 		} \
 	} while (0)
 
-/* Everything of a transition but its process and its header's states. */
+/* Before CLOSE the port is already given back (skc_num 0) but still written in
+ * inet_sport. Where a connection begins it is the other way round: inet_sport may be
+ * left over from an earlier one. */
+static __always_inline __u16 local_port(const struct sock *sk, const struct tcp_sock *tp, int newstate,
+					bool probed)
+{
+	if (newstate == TCP_CLOSE && tp)
+		return bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport));
+	return READ(sk, __sk_common.skc_num);
+}
+
+/* Everything of a transition but its process and its header's states. What is read through tp
+ * costs more than what is read through sk, which the verifier trusts: a load that may fault has
+ * its address checked first. So tp is NULL where its part does not matter. */
 static __always_inline void copy_socket(struct transition *e, const struct sock *sk,
 					const struct tcp_sock *tp, int newstate, bool probed)
 {
@@ -317,20 +330,21 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 	unsigned long skflags = READ(skc, skc_flags);
 	__u8 flags = 0;
 
-	/* Before CLOSE the port is already given back (skc_num 0) but still
-	 * written in inet_sport. At CLOSE -> SYN_SENT it is the other way round:
-	 * inet_sport may be left over from an earlier connection. */
-	if (newstate == TCP_SYN_SENT)
-		e->lport = READ(skc, skc_num);
-	else
-		e->lport = bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport));
+	e->lport = local_port(sk, tp, newstate, probed);
 	COPY_ENDS(e, skc);
 	e->shutdown = READ(sk, sk_shutdown);
-	e->linger2 = READ(tp, linger2) < 0;
 	e->err = READ(sk, sk_err);
-	e->unread = READ(tp, rcv_nxt) - READ(tp, copied_seq);
-	e->sent = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
-	e->received = READ(tp, bytes_received);
+	if (tp) {
+		e->linger2 = READ(tp, linger2) < 0;
+		e->unread = READ(tp, rcv_nxt) - READ(tp, copied_seq);
+		e->sent = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
+		e->received = READ(tp, bytes_received);
+	} else {
+		e->linger2 = 0;
+		e->unread = 0;
+		e->sent = 0;
+		e->received = 0;
+	}
 
 	if (READ(sk, sk_lock.owned))
 		flags |= F_OWNED;
@@ -342,7 +356,7 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 		flags |= F_DONE;
 	if ((skflags & (1UL << SOCK_LINGER)) && READ(sk, sk_lingertime))
 		flags |= F_LINGER;
-	if (newstate == TCP_CLOSE && READ_BITFIELD(tp, repair))
+	if (newstate == TCP_CLOSE && tp && READ_BITFIELD(tp, repair))
 		flags |= F_REPAIR;
 	e->ev.flags = flags;
 }
@@ -390,7 +404,7 @@ static __always_inline bool excluded(const struct sock *sk, const struct tcp_soc
 		return false;
 
 	if (filter_lport && newstate != TCP_SYN_SENT && oldstate != TCP_SYN_SENT &&
-	    !has_port(lports, bpf_ntohs(READ(tp, inet_conn.icsk_inet.inet_sport))))
+	    !has_port(lports, local_port(sk, tp, newstate, probed)))
 		return true;
 
 	if (oldstate == TCP_LISTEN || oldstate == TCP_SYN_RECV)
@@ -475,12 +489,16 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 {
 	bool born = oldstate == TCP_LISTEN && newstate != TCP_CLOSE;
 	struct counters *c = counters();
-	const struct tcp_sock *tp;
+	const struct tcp_sock *tp = NULL;
 	struct transition *e;
+	__u64 cookie;
 
-	tp = probed ? (const struct tcp_sock *)sk : (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
-	if (!tp)
-		return;
+	if (newstate == TCP_CLOSE || newstate == TCP_CLOSE_WAIT || oldstate == TCP_CLOSE_WAIT) {
+		tp = probed ? (const struct tcp_sock *)sk :
+			      (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
+		if (!tp)
+			return;
+	}
 	COUNT(c, seen);
 	if (newstate == TCP_SYN_SENT && bpf_rdonly_cast && !probed) {
 		struct task_struct *task = bpf_get_current_task_btf();
@@ -504,14 +522,14 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 	e->ev.oldstate = oldstate;
 	e->ev.newstate = newstate;
 	e->listener = 0;
+	cookie = READ(sk, __sk_common.skc_cookie.counter);
 	/* Before 6.15 a child is announced while it is a mere copy of its listener,
 	 * cookie included. It has none of its own yet, nor should it be given one. */
 	if (born && !READ(sk, __sk_common.skc_dport))
-		e->ev.cookie = 0;
-	else if (has_cookies && !probed)
-		e->ev.cookie = bpf_get_socket_cookie((void *)sk);
-	else
-		e->ev.cookie = READ(sk, __sk_common.skc_cookie.counter);
+		cookie = 0;
+	else if (!cookie && has_cookies && !probed)
+		cookie = bpf_get_socket_cookie((void *)sk);
+	e->ev.cookie = cookie;
 	copy_socket(e, sk, tp, newstate, probed);
 	no_proc(&e->proc);
 	if (e->ev.flags & F_OWNED)
@@ -524,7 +542,8 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 	}
 	if (born)
 		e->listener = listener_of_child(sk);
-	bpf_ringbuf_submit(e, submit_flags());
+	/* How full the ring is does not change much from one to the next. */
+	bpf_ringbuf_submit(e, c && !(c->seen & 15) ? submit_flags() : BPF_RB_NO_WAKEUP);
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -593,7 +612,7 @@ static __always_inline void emit_destroy(const struct sock *sk, bool probed)
 	}
 	copy_header(e, sk, EVENT_DESTROY, probed);
 	e->cookie = READ(sk, __sk_common.skc_cookie.counter);
-	bpf_ringbuf_submit(e, submit_flags());
+	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 }
 
 SEC("tp_btf/tcp_destroy_sock")

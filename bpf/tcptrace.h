@@ -61,6 +61,7 @@ struct transition {
 	__u8 raddr[16];
 	__u64 listener; /* LISTEN -> SYN_RECV: the listener's cookie */
 	__u32 err;      /* sk_err */
+	/* These, and linger2, are 0 but into CLOSE_WAIT, out of it, and into CLOSE. */
 	__u32 unread;   /* rcv_nxt - copied_seq, a received FIN included */
 	__u64 sent;     /* payload bytes sent, without retransmissions */
 	__u64 received; /* payload bytes received, a received FIN included */
