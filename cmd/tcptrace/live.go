@@ -301,7 +301,11 @@ func (r *runner) family() error {
 
 func (r *runner) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := r.read(readWait); err != nil {
+		wait := readWait
+		if r.behind {
+			wait = 0
+		}
+		if err := r.read(wait); err != nil {
 			return err
 		}
 		r.pipe.out.flush()

@@ -3,14 +3,12 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/tcptrace/tcptrace/internal/privilege"
@@ -49,10 +47,8 @@ type Variant struct {
 type Probe struct {
 	core     *ebpf.Collection // the maps, and the first program
 	others   []*ebpf.Collection
-	links    []link.Link     // in the order in which they must be detached
-	reader   *ringbuf.Reader // nil in a snapshot
-	record   ringbuf.Record
-	ahead    bool // record was read, and not handed out yet
+	links    []link.Link // in the order in which they must be detached
+	ring     *ring       // nil in a snapshot
 	variants []Variant
 	forced   map[string]string // Config.Ways
 
@@ -174,7 +170,7 @@ func (p *Probe) openTransitions(l *loader, cfg Config) (string, error) {
 	if err := p.fillRemotes(cfg); err != nil {
 		return "", err
 	}
-	if p.reader, err = ringbuf.NewReader(p.core.Maps[tcptraceMapEvents]); err != nil {
+	if p.ring, err = openRing(p.core.Maps[tcptraceMapEvents]); err != nil {
 		return "", fmt.Errorf("ring buffer: %w", err)
 	}
 	return w.program, nil
@@ -212,63 +208,49 @@ func (p *Probe) openListeners(l *loader) {
 // Variants says how each facility is provided.
 func (p *Probe) Variants() []Variant { return p.variants }
 
-// Read calls f with what is in the ring buffer, after waiting up to wait for
-// something to be there. It returns when the ring is empty, which is then drained, or
-// after a bounded number of records; with f's error if it has one. f must not keep raw.
+// Read waits, and then calls f with what is in the ring buffer. The wait is over early only if the buffer fills faster
+// than that. Read returns when the ring is empty, which is then drained, or after a bounded number of records; with f's
+// error if it has one. f must not keep raw.
 func (p *Probe) Read(wait time.Duration, f func(raw []byte) error) (drained bool, err error) {
-	p.reader.SetDeadline(time.Now().Add(wait))
-	for range maxBatch {
-		if ok, err := p.next(); !ok || err != nil {
-			return true, err
+	if wait > 0 {
+		if err := p.ring.wait(wait); err != nil {
+			return false, fmt.Errorf("wait for records: %w", err)
 		}
-		p.ahead = false
-		if err := f(p.record.RawSample); err != nil {
+	}
+	defer p.ring.release()
+	for range maxBatch {
+		raw := p.ring.peek()
+		if raw == nil {
+			return true, nil
+		}
+		err := f(raw)
+		p.ring.take()
+		if err != nil {
 			return false, err
 		}
 	}
 	return false, nil
 }
 
-// next reads one record from the ring buffer into p.record, unless there is one
-// that was read ahead. It returns false at the deadline.
-func (p *Probe) next() (bool, error) {
-	if p.ahead {
-		return true, nil
-	}
-	err := p.reader.ReadInto(&p.record)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("read ring buffer: %w", err)
-	}
-	p.ahead = true
-	return true, nil
-}
-
 // readUntil calls f with what the ring buffer holds from up to ktime. What an
 // iterator says of a socket is true at one moment; so the events before it come
 // before it, and those after it after.
 func (p *Probe) readUntil(ktime uint64, f func(raw []byte) error) error {
-	if p.reader == nil {
+	if p.ring == nil {
 		return nil
 	}
-	for p.ahead || p.reader.AvailableBytes() > 0 {
-		if !p.ahead {
-			p.reader.SetDeadline(time.Unix(1, 0)) // long past: do not wait
-		}
-		if ok, err := p.next(); !ok || err != nil {
-			return err
-		}
-		if events.Ktime(p.record.RawSample) > ktime {
+	defer p.ring.release()
+	for {
+		raw := p.ring.peek()
+		if raw == nil || events.Ktime(raw) > ktime {
 			return nil
 		}
-		p.ahead = false
-		if err := f(p.record.RawSample); err != nil {
+		err := f(raw)
+		p.ring.take()
+		if err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // Detach stops tracing. What the ring buffer holds by then can still be read,
@@ -289,7 +271,7 @@ func (p *Probe) Drain(f func(raw []byte) error) error {
 	if _, err := p.Read(5*time.Millisecond, f); err != nil {
 		return err
 	}
-	for p.ahead || p.reader.AvailableBytes() > 0 {
+	for !p.ring.empty() {
 		if _, err := p.Read(0, f); err != nil {
 			return err
 		}
@@ -305,8 +287,8 @@ func (p *Probe) Close() {
 			_ = it.Close()
 		}
 	}
-	if p.reader != nil {
-		_ = p.reader.Close()
+	if p.ring != nil {
+		p.ring.close()
 	}
 	_ = p.home.file.Close()
 	for _, c := range p.others {
