@@ -22,7 +22,7 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 		b = append(b, `,"pid":null,"comm":null`...)
 	} else {
 		b = append(b, `,"pid":`...)
-		b = strconv.AppendUint(b, uint64(f.Pid), 10)
+		b = appendUint(b, uint64(f.Pid))
 		b = append(b, `,"comm":`...)
 		b = appendString(b, f.Comm.Bytes())
 	}
@@ -30,7 +30,7 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 	if f.Exe == "" {
 		b = append(b, "null"...)
 	} else {
-		b = appendString(b, []byte(f.Exe))
+		b = appendString(b, f.Exe)
 	}
 	b = appendContainer(b, &f.Container)
 	b = appendInt(b, "count", f.Count)
@@ -41,14 +41,14 @@ func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
 	b = append(b, `,"evidence":{`...)
 	b = appendEvidence(b, f)
 	b = append(b, `},"message":`...)
-	b = appendString(b, []byte(f.Message))
+	b = appendString(b, f.Message)
 	b = append(b, `,"advice":`...)
-	b = appendString(b, []byte(f.Advice))
+	b = appendString(b, f.Advice)
 	return append(b, '}', '\n')
 }
 
 func appendInt[T int | uint32 | uint64](b []byte, name string, n T) []byte {
-	return strconv.AppendUint(appendMember(b, name), uint64(n), 10)
+	return appendUint(appendMember(b, name), uint64(n))
 }
 
 func appendHolders(b []byte, hs []aggregate.SocketHolder) []byte {
@@ -158,7 +158,7 @@ func appendMakers(b []byte, name string, ms []aggregate.Maker) []byte {
 			b = append(b, ',')
 		}
 		b = append(b, `{"pid":`...)
-		b = strconv.AppendUint(b, uint64(ms[i].Pid), 10)
+		b = appendUint(b, uint64(ms[i].Pid))
 		b = append(b, `,"comm":`...)
 		b = appendString(b, ms[i].Comm.Bytes())
 		b = append(appendInt(b, "count", ms[i].Count), '}')
@@ -175,7 +175,7 @@ func appendPeer(b []byte, p *aggregate.PeerEvidence) []byte {
 	if p.FinTimeout == 0 {
 		b = append(b, "null"...)
 	} else {
-		b = strconv.AppendUint(b, uint64(p.FinTimeout), 10)
+		b = appendUint(b, uint64(p.FinTimeout))
 	}
 	b = appendMakers(b, "closed_by", p.Closers)
 	b = appendMakers(b, "peers", p.Peers)
@@ -191,7 +191,7 @@ func appendPeer(b []byte, p *aggregate.PeerEvidence) []byte {
 		if p.Pairs[i].Owner.Pid == 0 {
 			b = append(b, "null"...)
 		} else {
-			b = strconv.AppendUint(b, uint64(p.Pairs[i].Owner.Pid), 10)
+			b = appendUint(b, uint64(p.Pairs[i].Owner.Pid))
 		}
 		b = append(b, '}')
 	}
@@ -214,9 +214,9 @@ func appendPorts(b []byte, p *aggregate.PortsEvidence) []byte {
 		b = appendInt(b, "live", p.Live)
 	}
 	b = append(appendMember(b, "ip_local_port_range"), '[')
-	b = strconv.AppendUint(b, uint64(p.Network.PortLow), 10)
+	b = appendUint(b, uint64(p.Network.PortLow))
 	b = append(b, ',')
-	b = strconv.AppendUint(b, uint64(p.Network.PortHigh), 10)
+	b = appendUint(b, uint64(p.Network.PortHigh))
 	b = append(b, ']')
 	b = appendInt(b, "reserved_ports", uint32(p.Network.Reserved))
 	b = appendInt(b, "tcp_tw_reuse", uint32(p.Network.ReusePolicy))

@@ -8,7 +8,6 @@ package jsonl
 import (
 	"strconv"
 	"time"
-	"unicode/utf8"
 
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -20,104 +19,15 @@ type Encoder struct {
 	// nanoseconds of Unix time.
 	Wall int64
 
-	second int64  // of the last time that was encoded
-	prefix []byte // and its form, up to the seconds
-}
-
-func (e *Encoder) appendTime(b []byte, ktime uint64) []byte {
-	ns := int64(ktime) + e.Wall
-	sec, frac := ns/int64(time.Second), ns%int64(time.Second)
-	if frac < 0 { // before 1970
-		sec, frac = sec-1, frac+int64(time.Second)
-	}
-	if sec != e.second || e.prefix == nil {
-		e.second = sec
-		e.prefix = time.Unix(sec, 0).UTC().AppendFormat(e.prefix[:0], "2006-01-02T15:04:05")
-	}
-	b = append(b, '"')
-	b = append(b, e.prefix...)
-	b = append(b, '.')
-	b = appendPadded(b, uint64(frac), 9)
-	return append(b, 'Z', '"')
-}
-
-// appendPadded appends n in decimal, with zeros in front up to width digits.
-func appendPadded(b []byte, n uint64, width int) []byte {
-	for range width {
-		b = append(b, '0')
-	}
-	for i := len(b) - 1; n > 0; i-- {
-		b[i] = byte('0' + n%10)
-		n /= 10
-	}
-	return b
-}
-
-// appendMs appends d in milliseconds with microsecond digits, cut, or null.
-func appendMs(b []byte, d time.Duration) []byte {
-	if d < 0 {
-		return append(b, "null"...)
-	}
-	us := uint64(d / time.Microsecond)
-	b = strconv.AppendUint(b, us/1000, 10)
-	b = append(b, '.')
-	return appendPadded(b, us%1000, 3)
-}
-
-// appendName appends one of the product's own names, which need no escapes, or
-// null for none.
-func appendName(b []byte, s string) []byte {
-	if s == "" {
-		return append(b, "null"...)
-	}
-	b = append(b, '"')
-	b = append(b, s...)
-	return append(b, '"')
-}
-
-const hex = "0123456789abcdef"
-
-// appendString appends any bytes as a JSON string. A byte that is not part of
-// valid UTF-8 becomes U+FFFD, as encoding/json has it: JSON can carry text only.
-// Control bytes are escaped, C1 and DEL too, so that no command name can move a
-// terminal's cursor; U+2028 and U+2029 are line ends to some readers.
-func appendString(b, s []byte) []byte {
-	b = append(b, '"')
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c < utf8.RuneSelf {
-			switch {
-			case c == '"' || c == '\\':
-				b = append(b, '\\', c)
-			case c == '\n':
-				b = append(b, '\\', 'n')
-			case c < 0x20 || c == 0x7f:
-				b = append(b, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-			default:
-				b = append(b, c)
-			}
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRune(s[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			b = append(b, `\ufffd`...)
-		case r < 0xa0 || r == 0x2028 || r == 0x2029:
-			b = append(b, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
-		default:
-			b = append(b, s[i:i+n]...)
-		}
-		i += n
-	}
-	return append(b, '"')
+	second int64    // of the last time that was encoded
+	prefix [21]byte // and its form, up to the point: `"2006-01-02T15:04:05.`
 }
 
 func appendPort(b []byte, port uint16) []byte {
 	if port == 0 {
 		return append(b, "null"...)
 	}
-	return strconv.AppendUint(b, uint64(port), 10)
+	return appendUint(b, uint64(port))
 }
 
 func (e *Encoder) appendHead(b []byte, kind string, ktime uint64) []byte {
@@ -130,13 +40,13 @@ func (e *Encoder) appendHead(b []byte, kind string, ktime uint64) []byte {
 func appendEnds(b []byte, s *aggregate.Ends) []byte {
 	b = appendCookie(b, s.Cookie)
 	b = append(b, `,"netns":`...)
-	b = strconv.AppendUint(b, uint64(s.Netns), 10)
+	b = appendUint(b, uint64(s.Netns))
 	if s.Is4() {
 		b = append(b, `,"family":"ipv4","laddr":"`...)
 	} else {
 		b = append(b, `,"family":"ipv6","laddr":"`...)
 	}
-	b = s.Laddr.Netip().AppendTo(b)
+	b = appendIP(b, &s.Laddr)
 	b = append(b, `","lport":`...)
 	b = appendPort(b, s.Lport)
 	b = append(b, `,"raddr":`...)
@@ -147,7 +57,7 @@ func appendEnds(b []byte, s *aggregate.Ends) []byte {
 		return append(b, `,"pid":null,"comm":null,"owner_source":null`...)
 	}
 	b = append(b, `,"pid":`...)
-	b = strconv.AppendUint(b, uint64(s.Owner.Pid), 10)
+	b = appendUint(b, uint64(s.Owner.Pid))
 	b = append(b, `,"comm":`...)
 	b = appendString(b, s.Owner.Comm.Bytes())
 	b = append(b, `,"owner_source":`...)
@@ -162,8 +72,7 @@ func appendCookieOnly(b []byte, cookie uint64) []byte {
 	if cookie == 0 {
 		return append(b, "null"...)
 	}
-	b = append(b, '"')
-	b = strconv.AppendUint(b, cookie, 16)
+	b = appendHex(append(b, '"'), cookie)
 	return append(b, '"')
 }
 
@@ -171,8 +80,7 @@ func appendAddr(b []byte, a *events.Addr) []byte {
 	if a.IsUnspecified() {
 		return append(b, "null"...)
 	}
-	b = append(b, '"')
-	b = a.Netip().AppendTo(b)
+	b = appendIP(append(b, '"'), a)
 	return append(b, '"')
 }
 
@@ -181,22 +89,22 @@ func appendContainer(b []byte, c *events.Container) []byte {
 		return b
 	}
 	b = append(b, `,"container":`...)
-	b = appendString(b, []byte(c.ID))
+	b = appendString(b, c.ID)
 	if c.Pod == "" {
 		return b
 	}
 	b = append(b, `,"pod":`...)
-	b = appendString(b, []byte(c.Pod))
+	b = appendString(b, c.Pod)
 	b = append(b, `,"namespace":`...)
-	b = appendString(b, []byte(c.Namespace))
+	b = appendString(b, c.Namespace)
 	b = append(b, `,"container_name":`...)
-	return appendString(b, []byte(c.Name))
+	return appendString(b, c.Name)
 }
 
 // appendHolder leaves the object open.
 func appendHolder(b []byte, h *aggregate.Holder) []byte {
 	b = append(b, `{"pid":`...)
-	b = strconv.AppendUint(b, uint64(h.Pid), 10)
+	b = appendUint(b, uint64(h.Pid))
 	b = append(b, `,"comm":`...)
 	b = appendString(b, h.Comm.Bytes())
 	b = append(b, `,"fd":`...)
@@ -209,7 +117,7 @@ func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
 	}
 	if unprinted > 0 {
 		b = append(b, `,"unprinted":`...)
-		b = strconv.AppendUint(b, uint64(unprinted), 10)
+		b = appendUint(b, uint64(unprinted))
 	}
 	return append(b, '}', '\n')
 }
@@ -280,9 +188,9 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	b = appendName(b, c.CloseCall.String())
 	if c.Payload {
 		b = append(b, `,"sent_bytes":`...)
-		b = strconv.AppendUint(b, c.Sent, 10)
+		b = appendUint(b, c.Sent)
 		b = append(b, `,"received_bytes":`...)
-		b = strconv.AppendUint(b, c.Received, 10)
+		b = appendUint(b, c.Received)
 	} else {
 		b = append(b, `,"sent_bytes":null,"received_bytes":null`...)
 	}
@@ -318,7 +226,7 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 		b = append(b, `,"eof_read":`...)
 		b = strconv.AppendBool(b, s.Unread == 0)
 		b = append(b, `,"unread_bytes":`...)
-		b = strconv.AppendUint(b, uint64(max(s.Unread, 1)-1), 10)
+		b = appendUint(b, uint64(max(s.Unread, 1)-1))
 	}
 	if s.Mini && s.State != events.SynRecv {
 		b = append(b, `,"expires_ms":`...)
@@ -336,7 +244,7 @@ func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	field := func(name string, n uint64) {
 		b = append(b, name...)
-		b = strconv.AppendUint(b, n, 10)
+		b = appendUint(b, n)
 	}
 	b = e.appendHead(b, "stats", s.Ktime)
 	field(`,"seen":`, s.Seen)
@@ -362,12 +270,12 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 			b = append(b, ',')
 		}
 		// Of a recording, these may be anything.
-		b = appendString(b, []byte(p.Facility))
+		b = appendString(b, p.Facility)
 		b = append(b, ':')
 		if p.Variant == "" {
 			b = append(b, "null"...)
 		} else {
-			b = appendString(b, []byte(p.Variant))
+			b = appendString(b, p.Variant)
 		}
 	}
 	return append(b, '}', '}', '\n')

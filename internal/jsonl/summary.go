@@ -1,8 +1,6 @@
 package jsonl
 
 import (
-	"strconv"
-
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -19,7 +17,7 @@ func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
 	b = append(b, `,"interval_ms":`...)
 	b = appendMs(b, s.Interval)
 	b = append(b, `,"netns":`...)
-	b = strconv.AppendUint(b, uint64(s.Netns), 10)
+	b = appendUint(b, uint64(s.Netns))
 	b = append(b, `,"states":{`...)
 	for _, st := range countedStates {
 		var unseen bool
@@ -49,7 +47,7 @@ func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
 			b = append(b, ',')
 		}
 		b = append(b, `{"pid":`...)
-		b = strconv.AppendUint(b, uint64(p.Pid), 10)
+		b = appendUint(b, uint64(p.Pid))
 		b = append(b, `,"comm":`...)
 		b = appendString(b, p.Comm.Bytes())
 		b = appendInt(b, "close_wait", p.CloseWait)
