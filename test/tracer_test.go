@@ -51,16 +51,20 @@ func startTracerAs(t *testing.T, u user, args ...string) *tracer {
 }
 
 // startTracerBy starts tcptrace by a command that passes signals on to it, and ends as
-// it ends.
+// it ends. If that has a stdout already, the test reads it itself.
 func startTracerBy(t *testing.T, cmd *exec.Cmd, start func() error) *tracer {
 	t.Helper()
-	outRead, outWrite := newPipe(t)
+	stdout := io.Reader(strings.NewReader(""))
+	if cmd.Stdout == nil {
+		outRead, outWrite := newPipe(t)
+		defer outWrite.Close()
+		cmd.Stdout, stdout = outWrite, outRead
+	}
 	errRead, errWrite := newPipe(t)
-	cmd.Stdout, cmd.Stderr = outWrite, errWrite
+	cmd.Stderr = errWrite
 	if err := start(); err != nil {
 		t.Fatal(err)
 	}
-	outWrite.Close()
 	errWrite.Close()
 	exited := make(chan struct{})
 	go func() {
@@ -84,7 +88,7 @@ func startTracerBy(t *testing.T, cmd *exec.Cmd, start func() error) *tracer {
 		// Fails if it has ended, as it should have.
 		_ = cmd.Process.Kill()
 	})
-	tr.follow(outRead, errRead)
+	tr.follow(stdout, errRead)
 	return tr
 }
 

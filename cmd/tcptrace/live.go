@@ -49,7 +49,7 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 		if err != nil {
 			return fmt.Errorf("--record: %w", err)
 		}
-		t, err := newTee(p, f)
+		t, err := newTee(p, f, log)
 		if err != nil {
 			return fmt.Errorf("--record: %w", err)
 		}
@@ -419,9 +419,8 @@ func (r *runner) checkLoss() error {
 		return err
 	}
 	s := r.pipe.stats()
-	if lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted; lost > r.lost {
+	if lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted; lost > r.lost && r.pipe.tryStats() {
 		r.lost = lost
-		r.pipe.tryStats()
 	}
 	return nil
 }

@@ -29,6 +29,8 @@ type pipeline struct {
 	wall    *int64 // of enc
 	header  string
 	out     *sink
+	wants   wants
+	line    []byte // of a record that goes ahead
 
 	ev      events.Event
 	ktime   uint64 // the last Clock
@@ -43,8 +45,17 @@ type pipeline struct {
 	nextSummary uint64            // of a replay
 }
 
+// wants says which types of records are printed. It is asked for every record, for which a
+// map would be too slow.
+type wants struct {
+	transition, connection, socket, finding, summary, stats bool
+}
+
 func newPipeline(cfg *config, out *sink) *pipeline {
-	p := &pipeline{cfg: cfg, out: out}
+	p := &pipeline{cfg: cfg, out: out, wants: wants{
+		transition: cfg.print["transition"], connection: cfg.print["connection"], socket: cfg.print["socket"],
+		finding: cfg.print["finding"], summary: cfg.print["summary"], stats: cfg.print["stats"],
+	}}
 	switch {
 	case cfg.text && cfg.snapshot:
 		e := &text.Snapshot{}
@@ -156,7 +167,7 @@ func (p *pipeline) Container(c *events.Container) error {
 
 // Transition implements aggregate.Output.
 func (p *pipeline) Transition(t *aggregate.Transition) bool {
-	if !p.cfg.print["transition"] {
+	if !p.wants.transition {
 		return true
 	}
 	b, ok := p.out.room()
@@ -171,7 +182,7 @@ func (p *pipeline) Transition(t *aggregate.Transition) bool {
 
 // Connection implements aggregate.Output.
 func (p *pipeline) Connection(c *aggregate.Connection) bool {
-	if !p.cfg.print["connection"] {
+	if !p.wants.connection {
 		return true
 	}
 	b, ok := p.out.room()
@@ -186,7 +197,7 @@ func (p *pipeline) Connection(c *aggregate.Connection) bool {
 
 // Socket implements aggregate.Output.
 func (p *pipeline) Socket(s *aggregate.Socket) bool {
-	if !p.cfg.print["socket"] {
+	if !p.wants.socket {
 		return true
 	}
 	b, ok := p.out.room()
@@ -202,21 +213,20 @@ func (p *pipeline) Socket(s *aggregate.Socket) bool {
 // Finding implements aggregate.Output.
 func (p *pipeline) Finding(f *aggregate.Finding) bool {
 	p.failed = p.failed || p.cfg.failOn[f.Kind.String()]
-	if !p.cfg.print["finding"] {
+	if !p.wants.finding {
 		return true
 	}
-	b, ok := p.out.room()
-	if !ok {
+	p.line = p.enc.Finding(p.line[:0], f)
+	if !p.out.first(p.line) {
 		return false // the tracker will try again
 	}
-	p.out.put(p.enc.Finding(b, f))
 	p.records.Finding++
 	return true
 }
 
 // Summary implements aggregate.Output.
 func (p *pipeline) Summary(s *aggregate.Summary) {
-	if !p.cfg.print["summary"] {
+	if !p.wants.summary {
 		return
 	}
 	b, ok := p.out.room()
@@ -270,15 +280,20 @@ func (p *pipeline) underway() int64 {
 	return int64(k.Seen - k.Filtered - k.RingFull - arrived)
 }
 
-// tryStats prints the books if there is room. Waiting for it would block the
-// reader of the ring buffer.
-func (p *pipeline) tryStats() {
-	if !p.cfg.print["stats"] {
-		return
+// tryStats prints the books ahead of what waits, and reports whether it did: while something else
+// waits that goes ahead, findings or older books, they would only be in its way.
+func (p *pipeline) tryStats() bool {
+	if !p.wants.stats || p.out.crowded() {
+		return false
 	}
-	if b, ok := p.out.room(); ok {
-		p.putStats(b)
+	p.records.Stats++
+	s := p.stats()
+	p.line = p.enc.Stats(p.line[:0], &s)
+	if !p.out.first(p.line) {
+		p.records.Stats--
+		return false
 	}
+	return true
 }
 
 // finish says what the tracker has still to say.
@@ -286,18 +301,12 @@ func (p *pipeline) finish() { p.shed += uint64(p.tracker.Finish()) }
 
 // printStats prints the books, whatever was shed before.
 func (p *pipeline) printStats() {
-	if !p.cfg.print["stats"] {
+	if !p.wants.stats {
 		return
 	}
-	if b, ok := p.out.last(); ok {
-		p.putStats(b)
-	}
-}
-
-func (p *pipeline) putStats(b []byte) {
 	p.records.Stats++
 	s := p.stats()
-	p.out.put(p.enc.Stats(b, &s))
+	p.out.put(p.enc.Stats(p.out.last(), &s))
 }
 
 // errStop ends a replay before the end of its recording.

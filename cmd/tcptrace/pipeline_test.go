@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,9 @@ func TestWhatABlockedReaderShedsIsCounted(t *testing.T) {
 	if p.shed != 3 {
 		t.Errorf("unprinted: got %d, want 3", p.shed)
 	}
-	p.tryStats() // must not wait
+	if !p.tryStats() || p.tryStats() {
+		t.Error("got no books or two ahead of what waits, want one: the second would only fill the place of findings")
+	}
 
 	got := drain(r)
 	enough(t, out)
@@ -91,6 +94,9 @@ func TestWhatABlockedReaderShedsIsCounted(t *testing.T) {
 		t.Errorf("the connection whose first record was refused: got %+v, want ESTABLISHED with 1 unprinted", last)
 	}
 	stats := all[len(all)-1]
+	if late := all[2*chunkBytes/200 : len(all)-1]; types["stats"] != 2 || slices.ContainsFunc(late, func(p printed) bool { return p.Type == "stats" }) {
+		t.Errorf("got %d stats, want 2: one ahead of what had waited, one at the end", types["stats"])
+	}
 	if stats.Type != "stats" || stats.Unprinted != 3 {
 		t.Errorf("the last record: got %s with unprinted %d, want stats with 3", stats.Type, stats.Unprinted)
 	}
@@ -121,42 +127,57 @@ func leaking(t *testing.T, out *sink, flags ...string) *pipeline {
 	return p
 }
 
-// A finding for which there is no room is not shed: it waits.
-func TestAFindingWaitsForABlockedReaderAndIsNotUnprinted(t *testing.T) {
+// A finding goes ahead of what waits for a reader who has stopped. If there is no room for it
+// even so, it is not shed: it waits.
+func TestAFindingIsNeitherLateNorUnprintedBecauseOfABlockedReader(t *testing.T) {
 	guard(t)
-	r, w := pipe(t)
-	out := newSink(w)
-	p := leaking(t, out)
-	for n := uint64(2); p.shed == 0; n++ {
-		if n > 1<<20 {
-			t.Fatal("a million connections that nobody reads about and none refused")
+	for _, crowded := range []bool{false, true} {
+		r, w := pipe(t)
+		out := newSink(w)
+		p := leaking(t, out)
+		for n := uint64(2); p.shed == 0; n++ {
+			if n > 1<<20 {
+				t.Fatal("a million connections that nobody reads about and none refused")
+			}
+			take(t, p, client(n).step(events.Close, events.SynSent, events.Owned))
 		}
-		take(t, p, client(n).step(events.Close, events.SynSent, events.Owned))
-	}
-	for range 5 {
+		if crowded {
+			crowd(t, out)
+		}
+		for range 5 {
+			check(t, p.Clock(62e9, 0))
+			if p.tryStats() {
+				t.Error("the books were printed while something waited to go ahead, want none: they could fill its place")
+			}
+		}
+		got := drain(r)
+		for out.crowded() {
+			time.Sleep(time.Millisecond)
+		}
 		check(t, p.Clock(62e9, 0))
-	}
-	got := drain(r)
-	enough(t, out)
-	check(t, p.Clock(62e9, 0))
-	check(t, p.Clock(62e9, 0))
-	p.printStats()
-	check(t, out.close())
-	check(t, w.Close())
+		check(t, p.Clock(62e9, 0))
+		p.printStats()
+		check(t, out.close())
+		check(t, w.Close())
 
-	findings := 0
-	all := records(t, <-got)
-	for _, rec := range all {
-		if rec.Type == "finding" {
-			findings++
+		findings, early := 0, false
+		all := records(t, <-got)
+		for i, rec := range all {
+			if rec.Type == "finding" {
+				findings++
+				early = i < 2*chunkBytes/200 // records are longer than that
+			}
 		}
-	}
-	stats := all[len(all)-1]
-	if findings != 1 || stats.Records["finding"] != 1 {
-		t.Errorf("got %d findings, the stats say %d; want 1", findings, stats.Records["finding"])
-	}
-	if stats.Unprinted != 1 {
-		t.Errorf("unprinted: got %d, want 1, the transition: the finding was printed in the end", stats.Unprinted)
+		stats := all[len(all)-1]
+		if findings != 1 || stats.Records["finding"] != 1 {
+			t.Errorf("got %d findings, the stats say %d; want 1", findings, stats.Records["finding"])
+		}
+		if !crowded && !early {
+			t.Error("the finding came behind what had waited for the reader, want it ahead")
+		}
+		if stats.Unprinted != 1 {
+			t.Errorf("unprinted: got %d, want 1, the transition: the finding was printed in the end", stats.Unprinted)
+		}
 	}
 }
 
@@ -189,6 +210,7 @@ func TestAFindingFailsTheRunWhetherItIsPrintedOrNot(t *testing.T) {
 	_, w := pipe(t) // nobody reads
 	out := newSink(w)
 	fill(t, out)
+	crowd(t, out)
 	p := leaking(t, out, "--fail-on", "any")
 	check(t, p.Clock(62e9, 0))
 	if !p.failed || p.records.Finding != 0 {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +31,17 @@ func line(n int) []byte { return fmt.Appendf(nil, "%d %s\n", n, bytes.Repeat([]b
 // fill puts lines until one is refused, and returns all that were taken.
 func fill(t *testing.T, s *sink) []byte {
 	t.Helper()
+	return fillTo(t, s, math.MaxInt)
+}
+
+// fillTo does so until there are so many bytes.
+func fillTo(t *testing.T, s *sink, enough int) []byte {
+	t.Helper()
 	var taken []byte
 	for n := 0; ; n++ {
+		if len(taken) >= enough {
+			return taken
+		}
 		b, ok := s.room()
 		if !ok {
 			return taken
@@ -39,6 +50,21 @@ func fill(t *testing.T, s *sink) []byte {
 		taken = append(taken, line(n)...)
 		if len(taken) > 10*chunks*chunkBytes {
 			t.Fatalf("took %d bytes that nobody reads, want at most about %d", len(taken), chunks*chunkBytes)
+		}
+	}
+}
+
+// crowd puts lines ahead of others until one is refused, and returns all that were taken.
+func crowd(t *testing.T, s *sink) []byte {
+	t.Helper()
+	var taken []byte
+	for n := 0; ; n++ {
+		urgent := fmt.Appendf(nil, "{\"type\":\"urgent\",\"pid\":%d}\n", n)
+		if !s.first(urgent) {
+			return taken
+		}
+		if taken = append(taken, urgent...); len(taken) > 2*reserve*chunkBytes {
+			t.Fatalf("took %d bytes ahead of others, want at most about %d", len(taken), reserve*chunkBytes)
 		}
 	}
 }
@@ -53,14 +79,17 @@ func drain(r *os.File) <-chan []byte {
 	return all
 }
 
-// enough is room, as the last record of a run gets it.
+// enough waits for room: there is a reader.
 func enough(t *testing.T, s *sink) []byte {
 	t.Helper()
-	b, ok := s.last()
-	if !ok {
-		t.Fatal("got no room for the last record, want some")
+	for range 1000 {
+		if b, ok := s.room(); ok {
+			return b
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	return b
+	t.Fatal("got no room within 10 s, want some")
+	return nil
 }
 
 func TestASinkRefusesInsteadOfBlockingAndLosesNothingThatItTook(t *testing.T) {
@@ -76,9 +105,9 @@ func TestASinkRefusesInsteadOfBlockingAndLosesNothingThatItTook(t *testing.T) {
 	}
 	s.flush() // with nothing to flush
 
-	got := drain(r)
 	last := []byte("the last\n")
-	s.put(append(enough(t, s), last...)) // gets through once there is a reader
+	s.put(append(s.last(), last...)) // is never refused
+	got := drain(r)
 	check(t, s.close())
 	check(t, w.Close())
 	if b := <-got; !bytes.Equal(b, append(want, last...)) {
@@ -100,6 +129,99 @@ func TestASinkHasRoomAgainOnceItsReaderHasRead(t *testing.T) {
 		}
 		s.flush()
 	}
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, want) {
+		t.Errorf("got %d bytes, want the %d that were put, in their order", len(b), len(want))
+	}
+}
+
+// What goes ahead waits for nothing but what the writer is at, and comes in its own order.
+func TestWhatGoesFirstPassesAllThatWaits(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	usual := fill(t, s)
+	ahead := crowd(t, s)
+	if least := reserve * chunkBytes * 9 / 10; len(ahead) < least {
+		t.Errorf("took %d bytes ahead of others, want %d at the least", len(ahead), least)
+	}
+	if !s.crowded() {
+		t.Error("crowded, with lines that wait to go ahead: got false, want true")
+	}
+	if b, ok := s.room(); ok {
+		t.Errorf("got room of %d bytes after a refusal with nothing read, want none", len(b))
+	}
+
+	got := drain(r)
+	check(t, s.close())
+	check(t, w.Close())
+	all := <-got
+	at := bytes.Index(all, ahead)
+	if at < 0 {
+		t.Fatalf("the %d bytes that went ahead are not in one piece among the %d that were written", len(ahead), len(all))
+	}
+	if at > 2*chunkBytes {
+		t.Errorf("what went first came after %d bytes, want at most the %d that the writer and the pipe had", at, 2*chunkBytes)
+	}
+	if rest := append(all[:at:at], all[at+len(ahead):]...); !bytes.Equal(rest, usual) {
+		t.Errorf("got %d other bytes, want the %d that were put, in their order", len(rest), len(usual))
+	}
+}
+
+// Where nothing waits, or whoever is asked is patient, there is nothing to pass.
+func TestWhatGoesFirstStaysInOrderWhereNothingWaits(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	s.put(append(enough(t, s), "before\n"...))
+	for !s.writerWaits() {
+		time.Sleep(time.Millisecond)
+	}
+	if !s.first([]byte("first\n")) {
+		t.Error("first: got a refusal, want none")
+	}
+	s.put(append(enough(t, s), "after\n"...))
+	patient := make(chan struct{})
+	s.patience = patient
+	usual := fillTo(t, s, (chunks-reserve)*chunkBytes/2)
+	if !s.first([]byte("patient\n")) {
+		t.Error("first: got a refusal of one who is patient, want none")
+	}
+	got := drain(r)
+	check(t, s.close())
+	check(t, w.Close())
+	want := append([]byte("before\nfirst\nafter\n"), append(usual, "patient\n"...)...)
+	if b := <-got; !bytes.Equal(b, want) {
+		t.Errorf("got %d bytes, want the %d that were put, in their order", len(b), len(want))
+	}
+}
+
+// writerWaits reports whether the writer has nothing to do.
+func (s *sink) writerWaits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.idle
+}
+
+// A few lines now and then must not take a buffer each: a reader who pauses is sent what one
+// holds together.
+func TestFlushesWhileTheReaderPausesUseNoBufferEach(t *testing.T) {
+	guard(t)
+	r, w := pipe(t)
+	s := newSink(w)
+	var want []byte
+	for n := range 4 * chunks {
+		b, ok := s.room()
+		if !ok {
+			t.Fatalf("got no room after %d short lines, each of them flushed, want some", n)
+		}
+		short := fmt.Appendf(nil, "%d %s\n", n, bytes.Repeat([]byte("x"), 300)) // 300 KiB in all
+		s.put(append(b, short...))
+		want = append(want, short...)
+		s.flush()
+	}
+	got := drain(r)
 	check(t, s.close())
 	check(t, w.Close())
 	if b := <-got; !bytes.Equal(b, want) {
@@ -217,12 +339,14 @@ func TestAReaderThatHasStoppedKeepsNoRunFromItsEnd(t *testing.T) {
 	guard(t)
 	_, w := pipe(t)
 	s := newSink(w)
-	fill(t, s)
-	if b, ok := s.last(); ok {
-		t.Errorf("got room of %d bytes for the last record, want none", len(b))
-	}
+	taken := fill(t, s)
+	s.put(append(s.last(), "the last\n"...))
 	if err := s.close(); !errors.Is(err, errStuck) {
 		t.Errorf("close: got error %v, want %v", err, errStuck)
+	}
+	// The writer has its first buffer in its hands still, which is larger than a pipe.
+	if got, want := s.waiting(), uint64(bytes.Count(taken, []byte("\n"))+1); got != want {
+		t.Errorf("got %d lines that wait, want the %d that were put", got, want)
 	}
 }
 

@@ -46,6 +46,7 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	// more could be written has no other.
 	switch werr := out.close(); {
 	case errors.Is(werr, errStuck):
+		p.shed += out.waiting()
 		log.Warn("the last records were not printed", zap.Error(werr))
 	case werr != nil:
 		err, whole = fmt.Errorf("write records: %w", werr), false

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"go.uber.org/zap"
+
 	"github.com/tcptrace/tcptrace/internal/recording"
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -14,23 +16,32 @@ type tee struct {
 	*pipeline
 	rec  *recording.Writer
 	file *os.File
+	log  *zap.Logger
 	err  error // the recording's; the run goes on without it
 }
 
-func newTee(p *pipeline, f *os.File) (*tee, error) {
+func newTee(p *pipeline, f *os.File, log *zap.Logger) (*tee, error) {
 	w, err := recording.NewWriter(f)
-	return &tee{pipeline: p, rec: w, file: f}, err
+	return &tee{pipeline: p, rec: w, file: f, log: log}, err
 }
 
 func (t *tee) keep(write func(*recording.Writer) error) {
 	if t.err == nil {
-		t.err = write(t.rec)
+		t.kept(write(t.rec))
+	}
+}
+
+// kept tells at once that a recording ends here: its run may go on for days.
+func (t *tee) kept(err error) {
+	if err != nil {
+		t.err = err
+		t.log.Warn("the recording ends here; the run goes on without it", zap.Error(err))
 	}
 }
 
 func (t *tee) Event(raw []byte) error {
 	if t.err == nil {
-		t.err = t.rec.Event(raw)
+		t.kept(t.rec.Event(raw))
 	}
 	return t.pipeline.Event(raw)
 }
@@ -85,7 +96,9 @@ var errRecording = errors.New("the recording is not whole")
 
 // close says whether the recording is whole.
 func (t *tee) close() error {
-	t.keep((*recording.Writer).Flush)
+	if t.err == nil {
+		t.err = t.rec.Flush()
+	}
 	if err := t.file.Close(); t.err == nil {
 		t.err = err
 	}
