@@ -44,6 +44,7 @@ const struct transition *unused_transition __attribute__((unused));
 const struct event *unused_event __attribute__((unused));
 const struct accept *unused_accept __attribute__((unused));
 const struct socket_row *unused_socket_row __attribute__((unused));
+const struct socket_rows *unused_socket_rows __attribute__((unused));
 const struct process *unused_process __attribute__((unused));
 const struct timewait *unused_timewait __attribute__((unused));
 
@@ -1431,6 +1432,18 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 	bpf_seq_write(seq, &row, sizeof(row));
 }
 
+/* The kernel reads on until it has as much as the reader asks for, however many
+ * objects have nothing to say; and after a million of those it gives up (EAGAIN).
+ * Meanwhile nobody empties the ring buffer. So every few milliseconds the reader
+ * is given all that it asks for, as rows of no kind. */
+static const struct socket_rows pause;
+
+static __always_inline void let_read(const struct bpf_iter_meta *meta)
+{
+	if (meta->seq_num % 16384 == 16383)
+		bpf_seq_write(meta->seq, &pause, sizeof(pause));
+}
+
 /* The sockets of one network namespace: that of the thread which opens the
  * iterator. Finds those too that no process holds. */
 SEC("iter/tcp")
@@ -1441,6 +1454,7 @@ int dump_tcp(struct bpf_iter__tcp *ctx)
 
 	if (!skc)
 		return 0;
+	let_read(ctx->meta);
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(skc);
 	if (tp)
 		dump(ctx->meta->seq, (struct sock *)tp, NULL, -1);
@@ -1460,6 +1474,7 @@ int dump_files(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
+	let_read(ctx->meta);
 	socket = bpf_sock_from_file(file);
 	if (!socket || !socket->sk)
 		return 0;
@@ -1479,7 +1494,10 @@ int dump_files_probed(struct bpf_iter__task_file *ctx)
 	const struct sock *sk;
 	__u8 state;
 
-	if (!task || !file || (file->f_inode->i_mode & S_IFMT) != S_IFSOCK ||
+	if (!task || !file)
+		return 0;
+	let_read(ctx->meta);
+	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK ||
 	    file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
 		return 0;
 	sk = BPF_CORE_READ((struct socket *)file->private_data, sk);

@@ -93,6 +93,12 @@ struct socket_row {
 	__u64 expires_ns; /* of a minisocket: until its timer ends it */
 };
 
+/* As many rows as are read at once: twice as many are just below the kernel's
+ * buffer for it (eight pages), see let_read. */
+struct socket_rows {
+	struct socket_row at[96];
+};
+
 enum timewait_why {
 	TW_CONNECT = 1, /* it makes way for a connect() from the same port (tcp_tw_reuse) */
 	TW_SYN = 2,     /* a new SYN of its peer gets a connection */

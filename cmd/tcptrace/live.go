@@ -90,7 +90,7 @@ func openRunner(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) 
 	r := &runner{cfg: cfg, runtime: runtime, proc: proc, pipe: p, sink: p, log: log}
 	r.kernel, err = probe.Open(probe.Config{
 		Filter: &cfg.filter, RingBytes: cfg.ringBytes, BTF: cfg.btf, Snapshot: cfg.snapshot, TimeWait: cfg.timeWait,
-		Ways: cfg.ways,
+		Ways: cfg.ways, Pause: p.out.flush,
 	})
 	if err != nil {
 		r.close()

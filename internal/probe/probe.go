@@ -33,6 +33,9 @@ type Config struct {
 	TimeWait  bool              // trace minisockets: TIME_WAIT, and FIN_WAIT2 without a process
 	BTF       string            // file with the kernel's types; "": the kernel's own
 	Ways      map[string]string // facility -> the only way that may be taken, or None; for tests
+
+	// Pause is called every few milliseconds of a scan, when all that has come was handed out.
+	Pause func()
 }
 
 // Variant names the way in which a facility is provided; "" for one that the
@@ -51,6 +54,7 @@ type Probe struct {
 	ring     *ring       // nil in a snapshot
 	variants []Variant
 	forced   map[string]string // Config.Ways
+	pause    func()            // Config.Pause
 
 	setState           *ebpf.Program
 	look               *ebpf.Program // nil where nothing has to be looked at
@@ -87,7 +91,7 @@ func Open(cfg Config) (*Probe, error) {
 			return nil, fmt.Errorf("kernel types of %s: %w", cfg.BTF, err)
 		}
 	}
-	p := &Probe{netns: cfg.Filter.Netns, forced: cfg.Ways, refusesTrampolines: ftraceDisabled()}
+	p := &Probe{netns: cfg.Filter.Netns, forced: cfg.Ways, pause: cfg.Pause, refusesTrampolines: ftraceDisabled()}
 	if p.home, err = openHome(); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}

@@ -1,12 +1,12 @@
 package probe
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf/link"
@@ -136,21 +136,32 @@ func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	br := bufio.NewReaderSize(r, 1<<18)
-	var row [events.SocketSize]byte
+	var rows [len(tcptraceSocketRows{}.At) * events.SocketSize]byte
 	for {
-		if _, err := io.ReadFull(br, row[:]); err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
+		n, err := r.Read(rows[:])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("read iterator: %w", err)
 		}
-		if err := p.readUntil(events.Ktime(row[:]), f); err != nil {
+		for row := range slices.Chunk(rows[:n], events.SocketSize) {
+			if events.Ktime(row) == 0 {
+				continue // let_read has ended the wait for a row
+			}
+			if err := p.readUntil(events.Ktime(row), f); err != nil {
+				return err
+			}
+			if err := f(row); err != nil {
+				return err
+			}
+		}
+		// The next row is not made yet, and may be long in coming.
+		now, _ := Clock()
+		if err := p.readUntil(now, f); err != nil {
 			return err
 		}
-		if err := f(row[:]); err != nil {
-			return err
-		}
+		p.pause()
 	}
 }
 

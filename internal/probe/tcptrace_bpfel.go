@@ -132,6 +132,11 @@ type tcptraceSocketRow struct {
 	ExpiresNs uint64
 }
 
+type tcptraceSocketRows struct {
+	_  structs.HostLayout
+	At [96]tcptraceSocketRow
+}
+
 type tcptraceTimewait struct {
 	_       structs.HostLayout
 	Ev      tcptraceEvent
@@ -237,6 +242,7 @@ const (
 	tcptraceVarUnusedEvent            = "unused_event"
 	tcptraceVarUnusedProcess          = "unused_process"
 	tcptraceVarUnusedSocketRow        = "unused_socket_row"
+	tcptraceVarUnusedSocketRows       = "unused_socket_rows"
 	tcptraceVarUnusedTimewait         = "unused_timewait"
 	tcptraceVarUnusedTransition       = "unused_transition"
 	tcptraceVarWakeupBytes            = "wakeup_bytes"
@@ -361,6 +367,7 @@ type tcptraceVariableSpecs struct {
 	UnusedEvent      *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.VariableSpec `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.VariableSpec `ebpf:"unused_socket_row"`
+	UnusedSocketRows *ebpf.VariableSpec `ebpf:"unused_socket_rows"`
 	UnusedTimewait   *ebpf.VariableSpec `ebpf:"unused_timewait"`
 	UnusedTransition *ebpf.VariableSpec `ebpf:"unused_transition"`
 	WakeupBytes      *ebpf.VariableSpec `ebpf:"wakeup_bytes"`
@@ -443,6 +450,7 @@ type tcptraceVariables struct {
 	UnusedEvent      *ebpf.Variable `ebpf:"unused_event"`
 	UnusedProcess    *ebpf.Variable `ebpf:"unused_process"`
 	UnusedSocketRow  *ebpf.Variable `ebpf:"unused_socket_row"`
+	UnusedSocketRows *ebpf.Variable `ebpf:"unused_socket_rows"`
 	UnusedTimewait   *ebpf.Variable `ebpf:"unused_timewait"`
 	UnusedTransition *ebpf.Variable `ebpf:"unused_transition"`
 	WakeupBytes      *ebpf.Variable `ebpf:"wakeup_bytes"`
