@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -16,9 +17,10 @@ import (
 // cilium/ebpf: a record is not copied, its place is given back together with those around it, and wait sleeps even if
 // there is something to be read. It belongs to one goroutine.
 type ring struct {
-	control []byte // the page with the consumer's position, the only one that may be written
-	data    []byte // the page with the producer's position, and twice the buffer: so no record is torn
-	epoll   int
+	control []byte   // the page with the consumer's position, the only one that may be written
+	data    []byte   // the page with the producer's position, and twice the buffer: so no record is torn
+	file    *os.File // to wait for a program that wakes the reader
+	conn    syscall.RawConn
 
 	consumer, producer *uint64
 	records            []byte // of data
@@ -33,7 +35,7 @@ const ringHeader = 8
 
 func openRing(m *ebpf.Map) (_ *ring, err error) {
 	size := int(m.MaxEntries())
-	r := &ring{mask: uint64(size - 1), epoll: -1}
+	r := &ring{mask: uint64(size - 1)}
 	defer func() {
 		if err != nil {
 			r.close()
@@ -52,22 +54,33 @@ func openRing(m *ebpf.Map) (_ *ring, err error) {
 	r.pos = atomic.LoadUint64(r.consumer)
 	r.published = r.pos
 
-	if r.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("epoll_create1: %w", err)
+	// Go's poller waits for edges: that there are records is none, that a program wakes the reader is.
+	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate: %w", err)
 	}
-	// Edge triggered: that there are records is no reason to wake up, that a program asks for it is.
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET}
-	if err := unix.EpollCtl(r.epoll, unix.EPOLL_CTL_ADD, m.FD(), &ev); err != nil {
-		return nil, fmt.Errorf("epoll_ctl: %w", err)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("set O_NONBLOCK: %w", err)
+	}
+	r.file = os.NewFile(uintptr(fd), "ring buffer")
+	if r.conn, err = r.file.SyscallConn(); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
 
 // wait sleeps for so long, or until a program wakes the reader.
 func (r *ring) wait(d time.Duration) error {
-	var ev [1]unix.EpollEvent
-	_, err := unix.EpollWait(r.epoll, ev[:], int(d.Milliseconds()))
-	if errors.Is(err, unix.EINTR) {
+	if err := r.file.SetReadDeadline(time.Now().Add(d)); err != nil {
+		return err
+	}
+	slept := false
+	err := r.conn.Read(func(uintptr) bool {
+		slept = !slept
+		return !slept
+	})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	return err
@@ -111,8 +124,8 @@ func (r *ring) release() {
 func (r *ring) empty() bool { return r.pos == atomic.LoadUint64(r.producer) }
 
 func (r *ring) close() {
-	if r.epoll >= 0 {
-		_ = unix.Close(r.epoll)
+	if r.file != nil {
+		_ = r.file.Close()
 	}
 	if r.data != nil {
 		_ = unix.Munmap(r.data)
