@@ -18,14 +18,14 @@ func audit(t *testing.T, tr *Tracker) {
 			young: {}, late: {},
 		}
 	)
-	for _, i := range tr.table.byAddr {
-		c := tr.table.at(i)
-		if int(c.proc) >= len(tr.procs.all) || tr.procs.all[c.proc] == nil {
-			t.Fatalf("socket %x: process number %d is free, want a process", c.Cookie, c.proc)
-		}
-		owned[c.proc]++
+	auditTable(t, &tr.table)
+	auditTable(t, &tr.minis)
+	auditNames(t, tr)
+	for i, c := range tr.table.all() {
+		proc := tr.procs.of(&c.past)
+		owned[proc]++
 		if c.state == events.CloseWait {
-			held[c.proc]++
+			held[proc]++
 		}
 		if c.finding != noFinding {
 			members[c.finding]++
@@ -62,16 +62,13 @@ func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]in
 	for _, w := range tr.ending {
 		settling[w.addr] = true
 	}
-	for addr, i := range tr.minis.byAddr {
-		m := tr.minis.at(i)
-		if m.addr != addr || m.state != events.TimeWait && m.state != events.FinWait2 {
-			t.Errorf("minisocket %x: of address %x, in %s; want %x, in TIME_WAIT or FIN_WAIT2", m.Cookie, m.addr, m.state, addr)
+	for i, m := range tr.minis.all() {
+		addr := *tr.minis.key(i)
+		if m.state != events.TimeWait && m.state != events.FinWait2 {
+			t.Errorf("minisocket %x: in %s; want it in TIME_WAIT or FIN_WAIT2", m.Cookie, m.state)
 		}
-		if m.linked {
-			if int(m.proc) >= len(tr.procs.all) || tr.procs.all[m.proc] == nil {
-				t.Fatalf("minisocket %x: process number %d is free, want a process", m.Cookie, m.proc)
-			}
-			made[m.proc]++
+		if m.settled() {
+			made[tr.procs.of(&m.past)]++
 		}
 		if m.ended != 0 && !settling[addr] {
 			t.Errorf("minisocket %x: has ended, and nothing will come back to it", m.Cookie)
@@ -84,13 +81,13 @@ func auditMinis(t *testing.T, tr *Tracker, members map[uint32]int) map[uint32]in
 			}
 		}
 	}
-	if n := len(tr.minis.byAddr); n+tr.table.len() > tr.max || int(tr.minis.used)-1-len(tr.minis.free) != n {
-		t.Errorf("%d minisockets, place for %d, %d handed out and %d of them free", n, tr.max, tr.minis.used-1, len(tr.minis.free))
+	if n, k := tr.minis.len(), tr.table.len(); n+k > tr.max {
+		t.Errorf("%d minisockets and %d sockets, place for %d", n, k, tr.max)
 	}
 	for mark, i := range tr.starting {
 		m := tr.minis.at(i)
-		if m.mark() != mark || m.linked || tr.minis.find(m.addr) != i {
-			t.Errorf("waits for socket %x of minisocket number %d: %x, linked %v; want one that is there and not linked", mark, i, m.mark(), m.linked)
+		if m.mark() != mark || m.settled() || tr.minis.find(*tr.minis.key(i)) != i {
+			t.Errorf("waits for socket %x of minisocket number %d: %x, linked %v; want one that is there and not linked", mark, i, m.mark(), m.settled())
 		}
 	}
 	return made
@@ -101,11 +98,10 @@ func auditGroups(t *testing.T, tr *Tracker) {
 	t.Helper()
 	var live, waiting, orphans, plain = map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}, map[uint32]uint32{}
 	crowds := [crowdSlots]uint16{}
-	for _, i := range tr.table.byAddr {
-		live[tr.table.at(i).ports]++
+	for _, c := range tr.table.all() {
+		live[c.ports]++
 	}
-	for _, i := range tr.minis.byAddr {
-		m := tr.minis.at(i)
+	for _, m := range tr.minis.all() {
 		waiting[m.ports]++
 		switch {
 		case m.state == events.FinWait2:
@@ -113,7 +109,7 @@ func auditGroups(t *testing.T, tr *Tracker) {
 		case !m.stamped:
 			plain[m.ports]++
 		}
-		if m.crowd {
+		if m.ports == inCrowd {
 			crowds[m.crowdKey().slot()]++
 		}
 	}
@@ -124,19 +120,11 @@ func auditGroups(t *testing.T, tr *Tracker) {
 	for _, i := range tr.freeRates {
 		rates[i] = true
 	}
-	free := map[uint32]bool{0: true}
-	for _, i := range tr.freeGroups {
-		free[i] = true
-	}
-	for k := range tr.groups {
-		i, g := uint32(k), &tr.groups[k]
-		if free[i] {
-			if i != 0 && (*g != portGroup{} || live[i]+waiting[i] > 0) {
-				t.Errorf("port group %d: free, and not empty: %+v", i, g)
-			}
-			continue
-		}
-		if g.live != live[i] || g.waiting != waiting[i] || g.orphans != orphans[i] || g.plain != plain[i] || tr.groupOf[g.key] != i {
+	auditTable(t, &tr.groups)
+	groups := map[uint32]bool{0: true, inCrowd: true}
+	for i, g := range tr.groups.all() {
+		groups[i] = true
+		if g.live != live[i] || g.waiting != waiting[i] || g.orphans != orphans[i] || g.plain != plain[i] {
 			t.Errorf("port group %d: %d live, %d waiting, %d orphans, %d plain; want %d, %d, %d, %d",
 				i, g.live, g.waiting, g.orphans, g.plain, live[i], waiting[i], orphans[i], plain[i])
 		}
@@ -151,8 +139,79 @@ func auditGroups(t *testing.T, tr *Tracker) {
 			t.Errorf("port group %d: its finding %d is not about it", i, f)
 		}
 	}
-	if n := len(tr.groupOf) + len(free); n != len(tr.groups) {
-		t.Errorf("port groups: %d in use, %d free, want %d in all", len(tr.groupOf), len(free), len(tr.groups))
+	for _, in := range []map[uint32]uint32{live, waiting} {
+		for i := range in {
+			if !groups[i] {
+				t.Errorf("port group %d: has %d, %d, and there is no such group", i, live[i], waiting[i])
+			}
+		}
+	}
+}
+
+// auditTable checks that all entries are found by their keys, and that each is either
+// in use or free.
+func auditTable[K comparable, T any](t *testing.T, tb *table[K, T]) {
+	t.Helper()
+	n := 0
+	for i := range tb.all() {
+		if n++; tb.find(*tb.key(i)) != i {
+			t.Errorf("entry %d of %v: by its key number %d is found", i, *tb.key(i), tb.find(*tb.key(i)))
+		}
+	}
+	free := 0
+	for i := tb.free; i != 0 && free <= int(tb.used); i = *tb.next(i) {
+		var no K
+		if free++; *tb.key(i) != no {
+			t.Errorf("entry %d: free, and in use by %v", i, *tb.key(i))
+		}
+	}
+	if n != tb.len() || n+free != int(tb.used)-1 {
+		t.Errorf("table: %d of %d entries in use, %d free; it says %d", n, tb.used-1, free, tb.len())
+	}
+}
+
+// auditNames checks who is named as an owner.
+func auditNames(t *testing.T, tr *Tracker) {
+	t.Helper()
+	p := &tr.procs
+	sockets, named := map[uint32]int{}, map[uint32]int{}
+	note := func(owner uint32) {
+		if owner == 0 {
+			return
+		}
+		if p.names[owner].sockets == 0 || p.all[p.names[owner].proc] == nil {
+			t.Fatalf("name number %d is free or its process's number is, want a name", owner)
+		}
+		sockets[owner]++
+		named[p.names[owner].proc]++
+	}
+	for _, c := range tr.table.all() {
+		note(c.owner)
+	}
+	for _, m := range tr.minis.all() {
+		note(m.owner)
+	}
+	free := map[uint32]bool{0: true}
+	for _, i := range p.freeNames {
+		free[i] = true
+	}
+	for k := range p.names {
+		i, c := uint32(k), &p.names[k]
+		switch {
+		case free[i] && *c != name{}:
+			t.Errorf("name %d: free, and not empty: %+v", i, c)
+		case free[i]:
+		case c.sockets != sockets[i] || p.nameOf[c.called] != i || c.sockets == 0 && p.all[c.proc].name != i:
+			t.Errorf("name %d, %s: of %d sockets, want %d; and number %d is found by it", i, c.comm.Bytes(), c.sockets, sockets[i], p.nameOf[c.called])
+		}
+	}
+	if len(p.nameOf)+len(free) != len(p.names) {
+		t.Errorf("%d names, %d of them free; %d are found by what they are", len(p.names), len(free), len(p.nameOf))
+	}
+	for n, q := range p.all {
+		if q != nil && q.named != named[uint32(n)] {
+			t.Errorf("process %d: owner of %d, want %d", q.pid, q.named, named[uint32(n)])
+		}
 	}
 }
 
@@ -281,13 +340,13 @@ func auditFindings(t *testing.T, tr *Tracker, members map[uint32]int) {
 func auditEmpty(t *testing.T, tr *Tracker) {
 	t.Helper()
 	audit(t, tr)
-	if n := len(tr.table.byAddr); n != 0 {
+	if n := tr.table.len(); n != 0 {
 		t.Errorf("%d sockets, want 0", n)
 	}
-	if n, k := len(tr.minis.byAddr), len(tr.starting); n != 0 || k != 0 {
+	if n, k := tr.minis.len(), len(tr.starting); n != 0 || k != 0 {
 		t.Errorf("%d minisockets, waits for the sockets of %d; want 0, 0", n, k)
 	}
-	if n := len(tr.groupOf); n != 0 {
+	if n := tr.groups.len(); n != 0 {
 		t.Errorf("%d port groups, want 0", n)
 	}
 	for _, f := range tr.findings {

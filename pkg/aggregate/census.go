@@ -27,11 +27,7 @@ func (t *Tracker) Census() Census {
 		}
 		n.States[c.state]++
 		if c.state == events.CloseWait {
-			proc := c.proc
-			if c.Owner.Source == SourceListener {
-				proc = t.procs.byPid[c.Owner.Pid]
-			}
-			closeWait[proc]++
+			closeWait[t.procs.names[c.owner].proc]++
 		}
 	}
 	for _, m := range t.minis.all() {

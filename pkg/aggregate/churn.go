@@ -43,10 +43,11 @@ type churn struct {
 
 // shortLived counts a connection that its process has opened, and that has lived.
 func (t *Tracker) shortLived(c *conn, ktime uint64) {
-	if c.role != Client || c.start == 0 || c.proc == nobody {
+	proc := t.procs.of(&c.past)
+	if c.role != Client || c.start == 0 || proc == nobody {
 		return
 	}
-	k := churnKey{proc: c.proc, netns: c.Netns, rport: c.Rport, raddr: c.Raddr}
+	k := churnKey{proc: proc, netns: c.Netns, rport: c.Rport, raddr: c.Raddr}
 	h := t.churnOf[k]
 	if h == nil {
 		if len(t.churns) >= maxChurns {

@@ -7,80 +7,53 @@ import "github.com/tcptrace/tcptrace/pkg/events"
 // It holds no pointers, so that a table of a million is invisible to the garbage
 // collector.
 type conn struct {
-	Ends
-	skaddr uint64
-	start  uint64 // Ktime of the connection's first transition; 0: not seen
-	since  uint64 // Ktime at which state was entered; 0: not seen
-	asOf   uint64 // Ktime at which a scan found the socket; 0: known by its transitions
-	spent  Spent
+	ends
+	past
+	since    uint64 // Ktime at which state was entered; if not exact, not later than this
+	asOf     uint64 // Ktime at which a scan found the socket; 0: known by its transitions
+	listener uint64 // identity of the listener in whose queue it is or was
+	prev     uint32 // as the next, see suspects
+	next     uint32
+	ports    uint32 // the portGroup that counts it
+	startErr uint32 // sk_err that an earlier connection left behind
 
-	state     events.State
+	exact     bool
 	lastOld   events.State // the last transition, to tell a duplicate
-	lastKtime uint64
-	role      Role
-	closer    Closer
-	call      CloseCall
+	suspect   uint8        // the list that it is in, see suspects
 	end       End
-	startErr  uint32 // sk_err that an earlier connection left behind
-	proc      uint32 // Owner's, in Tracker.procs; nobody for a SourceListener
-	listener  uint64 // cookie of the listener in whose queue it is or was
-
-	verdict   verdict
 	excluded  bool // by its ends, which is for good
 	byProcess bool // a process that the filter asks for holds or held it
 	byQueue   bool // such a process holds its listener, and nobody has accepted it yet
 	sought    bool // waits for a scan to tell its owner
-	queued    bool // found by the first scan in an accept queue
-	gap       bool // a transition was missed since the last one that was reported
-	missed    bool // a transition was missed
-	unprinted uint32
-	handed    bool   // a minisocket has taken over
-	ports     uint32 // the portGroup that counts it
+	handed    bool // a minisocket has taken over
+	named     bool // in Tracker.listeners
 
 	// What the scans say.
-	quiet    uint64 // when it was found: at least so long in its state
-	active   uint64 // Ktime at which it was last seen to be in use, in CLOSE_WAIT
-	sent     uint64 // in CLOSE_WAIT, when it was last looked at
-	unread   uint32 // likewise; a FIN counts as 1
+	examined bool  // one has found it in CLOSE_WAIT
+	accepted bool  // somebody has, or had, a descriptor of it
+	kernel   bool  // it is the kernel's own
+	queued   bool  // found by the first scan in an accept queue
+	missing  uint8 // complete scans of all in a row that have not found it
+	busy     bool  // late, and in use when the last scan looked
+	unseen   uint8 // complete scans since then that did not find it
+	unheld   bool  // the last scan found no holder of it
+	unread   uint32
 	scan     uint32 // the last scan that found it; 0: none
 	holder   uint32 // its last holder of that scan, in Tracker.holders; 0: none
-	examined bool   // a scan has found it in CLOSE_WAIT
-	accepted bool   // somebody has, or had, a descriptor of it
-	kernel   bool
-	silent   uint64 // Ktime at which it was last heard of, if that is too long ago
-	missing  uint8  // complete scans of all in a row that have not found it
-	busy     bool   // late, and in use when the last scan looked
-	unseen   uint8  // complete scans since then that did not find it
-	unheld   bool   // the last scan found no holder of it
-
-	// See suspects.
-	suspect uint8
-	prev    uint32
-	next    uint32
-	finding uint32 // that it is a member of
-}
-
-func (c *conn) address() uint64 { return c.skaddr }
-
-// identity is the socket's cookie, or its address where the kernel has given it none:
-// they cannot be mistaken for each other.
-func (c *conn) identity() uint64 {
-	if c.Cookie != 0 {
-		return c.Cookie
-	}
-	return c.skaddr
+	finding  uint32 // that it is a member of
+	active   uint64 // Ktime at which it was last seen to be in use, in CLOSE_WAIT
+	sent     uint64 // in CLOSE_WAIT, when it was last looked at; as is unread, where a FIN counts as 1
 }
 
 // begin makes c a new connection of the same socket, or the first. Who holds the
 // socket does not change by that.
 func (c *conn) begin(ev *events.Event) {
 	*c = conn{
-		Ends:      Ends{Cookie: c.Cookie, Netns: ev.Netns, Owner: c.Owner},
-		skaddr:    ev.Skaddr,
-		state:     ev.Old,
-		proc:      c.proc,
+		ends:      ends{Cookie: c.Cookie, Netns: ev.Netns},
+		past:      past{state: ev.Old, owner: c.owner, source: c.source},
 		byProcess: c.byProcess,
 		byQueue:   c.byQueue,
+		named:     c.named,
 	}
 }
 

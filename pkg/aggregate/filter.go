@@ -46,7 +46,7 @@ const (
 )
 
 // byEnds judges the part of f that looks at the ends of the socket.
-func (f *Filter) byEnds(e *Ends, listening bool) verdict {
+func (f *Filter) byEnds(e *ends, listening bool) verdict {
 	v := yes
 	check := func(known, match bool) {
 		switch {
@@ -70,7 +70,7 @@ func (f *Filter) byEnds(e *Ends, listening bool) verdict {
 		check(peerKnown, slices.Contains(f.Rports, e.Rport))
 	}
 	if f.Family != 0 {
-		check(peerKnown, e.Is4() == (f.Family == 4))
+		check(peerKnown, is4(&e.Laddr, &e.Raddr) == (f.Family == 4))
 	}
 	if len(f.Remotes) > 0 {
 		check(peerKnown, !listening && containsAddr(f.Remotes, e.Raddr.Netip()))

@@ -134,7 +134,7 @@ type CommonEnds struct {
 	Raddr events.Addr
 }
 
-func (a *CommonEnds) meet(e *Ends, first bool) {
+func (a *CommonEnds) meet(e *ends, first bool) {
 	if first {
 		*a = CommonEnds{Lport: e.Lport, Rport: e.Rport, Raddr: e.Raddr}
 		return

@@ -103,7 +103,7 @@ func (t *Tracker) forget(n uint32) {
 	t.procs.all[f.proc].findings--
 	t.procs.release(f.proc)
 	if f.group != 0 {
-		t.groups[f.group].finding = noFinding
+		t.groups.at(f.group).finding = noFinding
 		t.forgetGroup(f.group)
 	}
 }
@@ -200,8 +200,8 @@ func (t *Tracker) charge(i uint32, v Verdict) (Kind, uint32) {
 		return CloseWaitLeak, nobody
 	}
 	proc := t.culprit(c)
-	if q := t.procs.all[proc]; proc != nobody && q.pid != c.Owner.Pid {
-		t.setOwner(i, Owner{Pid: q.pid, Comm: q.comm, Source: SourceFd})
+	if q := t.procs.all[proc]; proc != nobody && q.pid != t.procs.names[c.owner].pid {
+		t.setOwner(i, t.procs.take(q.pid, &q.comm), SourceFd)
 	}
 	if v == Dead {
 		return ResetFdLeak, proc
@@ -212,7 +212,7 @@ func (t *Tracker) charge(i uint32, v Verdict) (Kind, uint32) {
 // count adds one socket to what a finding says.
 func (t *Tracker) count(f *finding, c *conn, v Verdict) {
 	e := &f.evidence
-	e.Ends.meet(&c.Ends, f.count == 0)
+	e.Ends.meet(&c.ends, f.count == 0)
 	f.count++
 	e.Verdicts[v]++
 	if ktime, exact := c.entered(); f.first == 0 || ktime < f.first {

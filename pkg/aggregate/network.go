@@ -40,6 +40,9 @@ type network struct {
 
 // net returns the network namespace with this inode number.
 func (t *Tracker) net(inode uint32) *network {
+	if t.lastNet != nil && t.lastNet.Netns == inode {
+		return t.lastNet // nearly always
+	}
 	n := t.nets[inode]
 	if n == nil {
 		n = &network{wanted: true}
@@ -48,6 +51,7 @@ func (t *Tracker) net(inode uint32) *network {
 			t.nets[inode] = n
 		}
 	}
+	t.lastNet = n
 	return n
 }
 
@@ -96,9 +100,9 @@ func (t *Tracker) Network(w *events.Network) {
 // weighAll weighs the ports of a network namespace of which it is certain what it allows.
 func (t *Tracker) weighAll(n *network) {
 	n.certain = true
-	for i := range t.groups {
-		if g := &t.groups[i]; g.key.netns == n.Netns && g.live+g.waiting > 0 && g.finding == noFinding {
-			t.weighPorts(uint32(i))
+	for i, g := range t.groups.all() {
+		if t.groups.key(i).netns == n.Netns && g.live+g.waiting > 0 && g.finding == noFinding {
+			t.weighPorts(i)
 		}
 	}
 	n.certain = false
@@ -113,16 +117,17 @@ func (t *Tracker) skipTimeWait(c *conn) {
 	if c.verdict == yes {
 		n.matching++
 	}
-	if c.proc == nobody || c.verdict != yes || n.by[c.proc] == 0 && len(n.by) >= maxSkippers {
+	proc := t.procs.of(&c.past)
+	if proc == nobody || c.verdict != yes || n.by[proc] == 0 && len(n.by) >= maxSkippers {
 		return
 	}
 	if n.by == nil {
 		n.by = map[uint32]int{}
 	}
-	if n.by[c.proc] == 0 {
-		t.procs.all[c.proc].pins++
+	if n.by[proc] == 0 {
+		t.procs.all[proc].pins++
 	}
-	n.by[c.proc]++
+	n.by[proc]++
 }
 
 // So many processes are kept that had connections which skipped TIME_WAIT.
@@ -171,6 +176,7 @@ func (t *Tracker) forgetNetworks() {
 	for inode, n := range t.nets {
 		if !used[inode] && n.grown == 0 && n.by == nil && n.clients <= 0 && n.opened == 0 && n.closed == 0 {
 			delete(t.nets, inode)
+			t.lastNet = nil
 		}
 	}
 }

@@ -28,10 +28,10 @@ func (t *Tracker) judge(i uint32) {
 	case c.verdict == no && !c.byProcess:
 		return // for good, or until a process that matches gets hold of it
 	}
-	c.verdict = t.filter.byEnds(&c.Ends, c.state == events.Listen || c.lastOld == events.Listen && c.state == events.Close)
+	c.verdict = t.filter.byEnds(&c.ends, c.state == events.Listen || c.lastOld == events.Listen && c.state == events.Close)
 	c.excluded = c.verdict == no
 	if c.verdict == yes && t.filter.ByProcess() && !c.byProcess {
-		switch c.Owner.Source {
+		switch c.source {
 		case SourceNone, SourceListener:
 			c.verdict = undecided
 		default:
@@ -64,7 +64,7 @@ func (t *Tracker) settle(i uint32) {
 // yield lets a filter by process have a socket for its listener's sake.
 func (t *Tracker) yield(i uint32) {
 	c := t.table.at(i)
-	if c.verdict == undecided && c.byQueue && t.filter.byEnds(&c.Ends, false) == yes {
+	if c.verdict == undecided && c.byQueue && t.filter.byEnds(&c.ends, false) == yes {
 		c.verdict = yes
 		t.opens(c)
 		t.release(i)
@@ -89,7 +89,7 @@ func (t *Tracker) release(i uint32) {
 		tr := &held[k]
 		// Who it is only became known while it was held.
 		if tr.Owner.Source == SourceNone || tr.Owner.Source == SourceListener {
-			tr.Owner = c.Owner
+			tr.Owner = t.procs.owner(&c.past)
 		}
 		tr.Cookie = c.Cookie
 		if tr.Old == events.Listen && tr.New == events.SynRecv {
@@ -99,9 +99,16 @@ func (t *Tracker) release(i uint32) {
 	}
 }
 
-// print sends t.tr on its way.
-func (t *Tracker) print(i uint32) {
-	c := t.table.at(i)
+// tells makes the record of a transition, and sends it on its way.
+func (t *Tracker) tells(i uint32, c *conn, ev *events.Event, dwell time.Duration) {
+	if c.verdict == no {
+		c.gap = false
+		return
+	}
+	t.procs.write(&t.tr.Ends, &c.ends, &c.past)
+	t.tr.Ktime, t.tr.Old, t.tr.New, t.tr.Dwell = ev.Ktime, ev.Old, ev.New, dwell
+	t.tr.Mini, t.tr.Gap = false, c.gap
+	c.gap = false
 	switch c.verdict {
 	case yes:
 		t.emit(c, &t.tr)
@@ -109,17 +116,17 @@ func (t *Tracker) print(i uint32) {
 		if len(t.held[i]) < maxHeld {
 			t.held[i] = append(t.held[i], t.tr)
 		} else {
-			c.unprinted++
+			c.shed()
 			t.counts.Shed++
 		}
 	}
 }
 
 func (t *Tracker) emit(c *conn, tr *Transition) {
-	tr.Unprinted = c.unprinted
-	tr.Container = t.container(c)
+	tr.Unprinted = uint32(c.unprinted)
+	tr.Container = t.container(&c.past)
 	if !t.out.Transition(tr) {
-		c.unprinted++
+		c.shed()
 	}
 }
 
@@ -128,7 +135,7 @@ func (t *Tracker) Tick(ktime uint64) {
 	t.now = ktime
 	t.waiting = t.expire(t.waiting, ktime, acceptWait, func(i uint32, _ *conn) { t.yield(i) })
 	t.ownerless = t.expire(t.ownerless, ktime, seekAfter, func(_ uint32, c *conn) {
-		if c.sought && c.Owner.Source == SourceNone {
+		if c.sought && c.source == SourceNone {
 			t.wantOwners = true
 		}
 	})
@@ -210,7 +217,7 @@ func (t *Tracker) firstScan() {
 	}
 	t.scanned, t.scanDone, t.unsorted = nil, true, true
 	for i, m := range t.minis.all() {
-		if m.existed {
+		if m.tie == existed {
 			t.adopt(i) // what is known of it by now is all
 		}
 	}
@@ -222,18 +229,19 @@ func (t *Tracker) firstScan() {
 func (t *Tracker) emitSocket(i uint32) {
 	c := t.table.at(i)
 	s := Socket{
-		Ends: c.Ends, Ktime: c.asOf, State: c.state, Age: Unknown, Holders: t.holdersOf(c), Unread: c.unread,
-		Verdict: t.verdictOf(c), Container: t.container(c),
+		Ktime: c.asOf, State: c.state, Age: Unknown, Holders: t.holdersOf(c), Unread: c.unread,
+		Verdict: t.verdictOf(c), Container: t.container(&c.past),
 	}
+	t.procs.write(&s.Ends, &c.ends, &c.past)
 	// The last segment with an ACK came in this state: it brought the socket
 	// there, or came later. In the other states nothing says so.
 	switch c.state {
 	case events.Established, events.CloseWait, events.FinWait2, events.Closing, events.Close:
-		if c.quiet != 0 {
-			s.Age = time.Duration(c.quiet)
+		if c.since < c.asOf {
+			s.Age = time.Duration(c.asOf - c.since)
 		}
 	}
 	if !t.out.Socket(&s) {
-		c.unprinted++
+		c.shed()
 	}
 }

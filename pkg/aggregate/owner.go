@@ -8,12 +8,12 @@ import (
 
 // attribute learns the owner from a transition. Only what happened in process
 // context says anything: all other transitions run on top of a bystander.
-func (t *Tracker) attribute(i uint32, ev *events.Event) {
+func (t *Tracker) attribute(i uint32, ev *events.Event, letsGo bool) {
 	c := t.table.at(i)
-	if ev.Flags&events.HasSocket != 0 && c.Owner.Source == SourceListener {
+	if ev.Flags&events.HasSocket != 0 && c.source == SourceListener {
 		// Accepted, and not by a way that announces itself. Its listener may
 		// be shared by many processes.
-		t.setOwner(i, Owner{})
+		t.setOwner(i, 0, SourceNone)
 		t.accepted(i)
 	}
 	if ev.Flags&events.Owned != 0 && ev.Flags&events.KThread == 0 {
@@ -22,7 +22,7 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 			t.own(i, &ev.Proc, SourceConnect)
 		case ev.New == events.Listen:
 			t.own(i, &ev.Proc, SourceListen)
-		case lettingGo(ev):
+		case letsGo:
 			t.own(i, &ev.Proc, SourceClose)
 		case ev.New != events.Close:
 			// Packets that came while the process was in a system call on this
@@ -30,17 +30,21 @@ func (t *Tracker) attribute(i uint32, ev *events.Event) {
 			t.own(i, &ev.Proc, SourceFd)
 		}
 	}
-	if c.Owner.Source == SourceNone && !c.sought && ev.Flags&(events.HasSocket|events.Dead) == events.HasSocket {
+	if c.source == SourceNone && !c.sought && ev.Flags&(events.HasSocket|events.Dead) == events.HasSocket {
 		c.sought = true
-		t.ownerless = append(t.ownerless, waiter{c.skaddr, ev.Ktime})
+		t.ownerless = append(t.ownerless, waiter{ev.Skaddr, ev.Ktime})
 	}
 }
 
 // queue ties a socket that nobody has accepted to its listener l.
 func (t *Tracker) queue(i, l uint32) {
 	c, lc := t.table.at(i), t.table.at(l)
-	t.setOwner(i, lc.listenersOwner())
-	c.listener = lc.identity()
+	t.procs.keep(lc.owner)
+	t.setOwner(i, lc.owner, lc.childSource())
+	if c.listener = lc.Cookie; c.listener == 0 {
+		c.listener = *t.table.key(l) // they cannot be mistaken for each other
+	}
+	lc.named = true
 	t.listeners[c.listener] = l // it may have been given its cookie since it began to listen
 	c.byQueue = lc.byProcess
 	// listen() on an unbound socket is announced before it has a port.
@@ -59,47 +63,39 @@ func (t *Tracker) accepted(i uint32) {
 	c.byQueue = false
 }
 
-// listenersOwner is the owner that a child of listener c has until somebody
-// accepts it.
-func (c *conn) listenersOwner() Owner {
-	if c.Owner.Pid == 0 {
-		return Owner{}
+// childSource is how the owner of a child of listener c, which is that of c until somebody
+// accepts it, is known.
+func (c *conn) childSource() Source {
+	if c.owner == 0 {
+		return SourceNone
 	}
-	return Owner{Pid: c.Owner.Pid, Comm: c.Owner.Comm, Source: SourceListener}
+	return SourceListener
 }
 
-// setOwner gives the socket to a process: all that is counted by process moves
-// with it.
-func (t *Tracker) setOwner(i uint32, o Owner) {
+// setOwner gives the socket to a process, by a name that was taken for it: all that is
+// counted by process moves with it.
+func (t *Tracker) setOwner(i, name uint32, src Source) {
 	c := t.table.at(i)
-	c.Owner = o
-	proc := uint32(nobody)
-	if o.Source != SourceListener {
-		proc = t.procs.get(o.Pid, &o.Comm)
+	had, before := c.owner, t.procs.of(&c.past)
+	c.owner, c.source = name, src
+	if after := t.procs.of(&c.past); after != before {
+		was, is := t.procs.all[before], t.procs.all[after]
+		was.owned--
+		is.owned++
+		if c.state == events.CloseWait {
+			was.history.PeerClosed--
+			was.history.Held--
+			is.history.PeerClosed++
+			is.history.Held++
+		}
 	}
-	if proc == c.proc {
-		return
-	}
-	was, is := t.procs.all[c.proc], t.procs.all[proc]
-	was.owned--
-	is.owned++
-	if c.state == events.CloseWait {
-		was.history.PeerClosed--
-		was.history.Held--
-		is.history.PeerClosed++
-		is.history.Held++
-	}
-	t.procs.release(c.proc)
-	c.proc = proc
+	t.procs.give(had)
 }
 
 // container returns that of the owner; of one in an accept queue, which belongs to
 // nobody yet, that of its listener's.
-func (t *Tracker) container(c *conn) events.Container {
-	if c.Owner.Source != SourceListener {
-		return t.procs.container(c.proc)
-	}
-	return t.procs.container(t.procs.byPid[c.Owner.Pid])
+func (t *Tracker) container(p *past) events.Container {
+	return t.procs.container(t.procs.names[p.owner].proc)
 }
 
 // own notes that p holds the socket. Who connected, listened, accepted or
@@ -109,22 +105,22 @@ func (t *Tracker) own(i uint32, p *events.Proc, src Source) {
 	c := t.table.at(i)
 	if p.Pid == 0 {
 		t.procs.hide(p.Hidden)
-		if src != SourceFd && c.Owner.Source == SourceListener {
-			t.setOwner(i, Owner{})
+		if src != SourceFd && c.source == SourceListener {
+			t.setOwner(i, 0, SourceNone)
 		}
 		return
 	}
 	if t.procs.match(p.Pid, &p.Comm) {
 		c.byProcess = true
 	}
-	switch c.Owner.Source {
+	switch c.source {
 	case SourceNone, SourceListener:
 	default:
-		if src == SourceFd || src == SourceClose && c.Owner.Pid == p.Pid {
+		if src == SourceFd || src == SourceClose && t.procs.names[c.owner].pid == p.Pid {
 			return
 		}
 	}
-	t.setOwner(i, Owner{Pid: p.Pid, Comm: p.Comm, Source: src})
+	t.setOwner(i, t.procs.take(p.Pid, &p.Comm), src)
 }
 
 // row takes one socket, or one descriptor of one, that a scan found.
@@ -196,7 +192,7 @@ func (t *Tracker) meet(ev *events.Event) {
 	if t.newcomer[ev.Skaddr] || len(t.newcomers) >= maxNewcomers || ev.New == events.Close {
 		return
 	}
-	e := Ends{Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+	e := endsOf(ev)
 	if t.filter.byEnds(&e, ev.New == events.Listen) != no {
 		t.newcomer[ev.Skaddr] = true
 		t.newcomers = append(t.newcomers, *ev)
@@ -209,7 +205,7 @@ const ticks = 20 * time.Millisecond
 // mini takes what only stands in for a socket. A request_sock is not tracked: it makes
 // no transitions, and belongs to nobody.
 func (t *Tracker) mini(ev *events.Event) {
-	e := Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr}
+	e := endsOf(ev)
 	if t.filter.byEnds(&e, false) == no {
 		return // no more is heard of it: the kernel side turns it away
 	}
@@ -223,7 +219,8 @@ func (t *Tracker) mini(ev *events.Event) {
 	if t.scanDone || !match {
 		return
 	}
-	s := Socket{Ends: e, Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: ev.Left}
+	s := Socket{Ktime: ev.Ktime, State: ev.New, Age: Unknown, Mini: true, Expires: ev.Left}
+	t.procs.write(&s.Ends, &e, &past{})
 	// Each FIN that is repeated begins the time anew (tcp_timewait_state_process).
 	if age := timeWaitLen - s.Expires - ticks; ev.New == events.TimeWait && age > 0 {
 		s.Age = age
@@ -242,10 +239,13 @@ func (t *Tracker) foundMini(ev *events.Event) {
 			return
 		}
 		m := t.minis.at(i)
-		m.since, m.missed, m.existed = 0, t.scanDone, !t.scanDone
+		m.since, m.missed = 0, t.scanDone
+		if !t.scanDone {
+			m.tie = existed
+		}
 	}
 	m := t.minis.at(i)
-	m.scan, m.missing = t.scan, 0
+	m.scan, m.missing = uint16(t.scan), 0
 	m.expires = ev.Ktime + uint64(ev.Left)
 	if ev.New == events.TimeWait {
 		t.finArrived(i)
@@ -258,7 +258,7 @@ func (t *Tracker) catchUp(i uint32, ev *events.Event) {
 	switch {
 	case !t.scanDone || ev.New == c.state || c.state == events.Listen || c.state == events.Close:
 		return
-	case ev.New == c.lastOld, ev.Ktime < c.lastKtime+duplicateWithin:
+	case ev.New == c.lastOld, ev.Ktime < c.since+duplicateWithin:
 		// The row was made while the socket changed. Or the event is on its way: two
 		// CPUs hand over not quite in order.
 		return
@@ -266,11 +266,11 @@ func (t *Tracker) catchUp(i uint32, ev *events.Event) {
 		t.missEnd(i, ev.Ktime)
 	default:
 		t.miss(c)
-		c.spent.add(c.state, Unknown)
+		c.spend(c.state, Unknown)
 	}
 	t.enter(i, ev.New)
 	c.foundIn(ev.New)
-	c.since, c.asOf, c.quiet = 0, ev.Ktime, ev.Quiet
+	c.sighted(ev)
 	if ev.New == events.CloseWait || ev.New == events.Close {
 		t.becomeSuspect(i)
 		t.unsorted = true
@@ -281,10 +281,9 @@ func (t *Tracker) catchUp(i uint32, ev *events.Event) {
 func (t *Tracker) found(i uint32, ev *events.Event) {
 	c := t.table.at(i)
 	c.begin(ev)
-	c.asOf = ev.Ktime
 	c.learn(ev)
 	c.foundIn(ev.New)
-	c.quiet = ev.Quiet
+	c.sighted(ev)
 	c.queued = ev.Flags&(events.HasSocket|events.Dead) == 0
 	c.state = events.Close // for the moment
 	t.enter(i, ev.New)
@@ -300,6 +299,11 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if !t.scanDone {
 		t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
 	}
+}
+
+// sighted notes that a row has found c in its state.
+func (c *conn) sighted(ev *events.Event) {
+	c.asOf, c.since, c.exact = ev.Ktime, ev.Ktime-min(ev.Quiet, ev.Ktime), false
 }
 
 // stillThere returns the conn that the first scan found, unless the socket has
@@ -329,7 +333,7 @@ func (t *Tracker) ownQueued() {
 	}
 	for _, w := range t.scanned {
 		i := t.stillThere(w)
-		if i == 0 || !t.table.at(i).queued || t.table.at(i).Owner.Source != SourceNone {
+		if i == 0 || !t.table.at(i).queued || t.table.at(i).source != SourceNone {
 			continue
 		}
 		c := t.table.at(i)
@@ -343,7 +347,7 @@ func (t *Tracker) ownQueued() {
 			ls = at[place{c.Netns, c.Lport, events.Addr{}}]
 		}
 		for n, l := range ls {
-			if n > 0 && t.table.at(l).listenersOwner() != t.table.at(ls[0]).listenersOwner() {
+			if n > 0 && t.table.at(l).owner != t.table.at(ls[0]).owner {
 				ls = nil
 				break
 			}

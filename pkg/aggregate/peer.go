@@ -14,7 +14,7 @@ import (
 const maxStuckPeers = 64
 
 // stuckWith returns the number of the finding about the peer of a connection.
-func (t *Tracker) stuckWith(e *Ends, role Role) uint32 {
+func (t *Tracker) stuckWith(e *ends, role Role) uint32 {
 	s := subject{kind: FinWait2Stuck, netns: e.Netns, rport: e.Rport, raddr: e.Raddr}
 	if role == Server {
 		s.rport = 0
@@ -32,10 +32,10 @@ func (t *Tracker) tickOrphans(ktime uint64) {
 		// Whoever has come to a server and gone again need not answer: browsers do
 		// not, and the kernel's timer is there for it.
 		if m.state != events.FinWait2 || m.ended != 0 || m.begun > w.ktime || m.finding != noFinding ||
-			m.role == Server || m.verdict != yes || m.silent {
+			m.role == Server || m.verdict != yes || m.tie == silent {
 			return
 		}
-		m.finding = t.stuckWith(&m.Ends, m.role)
+		m.finding = t.stuckWith(&m.ends, m.role)
 		f := t.findings[m.finding]
 		f.members++
 		f.fresh, f.severity = true, Warning
@@ -64,7 +64,7 @@ func (t *Tracker) findStuck() {
 		if c.scan != t.scan || c.verdict != yes || c.state != events.FinWait2 {
 			continue
 		}
-		n := t.stuckWith(&c.Ends, c.role)
+		n := t.stuckWith(&c.ends, c.role)
 		f := t.findings[n]
 		if f.members == 0 && !f.reported {
 			f.severity = Info
@@ -102,7 +102,7 @@ func (t *Tracker) peerEvidence(n uint32) *PeerEvidence {
 	closers, mine := map[uint32]int{}, map[pairEnds]*match{}
 	var order []*match
 	f.count, f.first = 0, 0
-	add := func(ends *Ends, proc uint32, since uint64) {
+	add := func(ends *ends, proc uint32, since uint64) {
 		f.count++
 		closers[proc]++
 		m := &match{cookie: ends.Cookie}
@@ -115,14 +115,14 @@ func (t *Tracker) peerEvidence(n uint32) *PeerEvidence {
 	for _, m := range t.minis.all() {
 		if m.finding == n {
 			e.Orphans++
-			add(&m.Ends, m.proc, m.since)
+			add(&m.ends, t.procs.of(&m.past), m.since)
 		}
 	}
 	for _, c := range t.table.all() {
 		if c.finding == n {
 			e.Held++
 			ktime, _ := c.entered()
-			add(&c.Ends, c.proc, ktime)
+			add(&c.ends, t.procs.of(&c.past), ktime)
 		}
 	}
 	for _, c := range t.table.all() {
@@ -145,9 +145,9 @@ func (t *Tracker) peerEvidence(n uint32) *PeerEvidence {
 		if m.peer == nil || m.several {
 			continue
 		}
-		peers[m.peer.proc]++
+		peers[t.procs.of(&m.peer.past)]++
 		if len(e.Pairs) < maxFindingHolders {
-			e.Pairs = append(e.Pairs, Pair{Cookie: m.cookie, Peer: m.peer.Cookie, Owner: m.peer.Owner})
+			e.Pairs = append(e.Pairs, Pair{Cookie: m.cookie, Peer: m.peer.Cookie, Owner: t.procs.owner(&m.peer.past)})
 		}
 	}
 	e.Closers, e.Peers = t.rank(closers, false), t.rank(peers, false)
@@ -176,23 +176,24 @@ func (t *Tracker) findHalfOpen() {
 			f.fresh = true
 		}
 	}
-	for _, i := range t.silent {
-		c := t.table.at(i)
-		if c.scan != t.scan || c.silent == 0 {
-			continue
+	for _, w := range t.silent {
+		i := t.table.find(w.addr)
+		if i == 0 || t.table.at(i).scan != t.scan || t.table.at(i).since >= t.scanFrom {
+			continue // it has gone, and another has its address
 		}
+		c := t.table.at(i)
 		proc := t.culprit(c)
 		if c.verdict != yes || c.state != events.Established || proc == nobody {
 			continue
 		}
 		f := t.findings[t.findingOf(HalfOpen, proc)]
-		f.evidence.Ends.meet(&c.Ends, f.count == 0)
+		f.evidence.Ends.meet(&c.ends, f.count == 0)
 		f.evidence.Exact = true
 		f.members++
 		f.count++
 		f.fresh, f.severity = true, Info
-		if f.first == 0 || c.silent < f.first {
-			f.first = c.silent
+		if f.first == 0 || w.ktime < f.first {
+			f.first = w.ktime
 		}
 		f.holders = t.addHolders(f.holders, c)
 	}
@@ -206,8 +207,7 @@ func (t *Tracker) sees(i uint32, ev *events.Event) {
 	switch {
 	case ev.Fd < 0 || ev.Kernel || ev.New != c.state:
 	case ev.New == events.Established && !c.Raddr.Netip().IsLoopback() && !ev.Guarded && ev.Queued == 0 && ev.Quiet >= uint64(t.thresholds.HalfOpenAfter):
-		c.silent = ev.Ktime - min(ev.Quiet, ev.Ktime)
-		t.silent = append(t.silent, i)
+		t.silent = append(t.silent, waiter{ev.Skaddr, ev.Ktime - min(ev.Quiet, ev.Ktime)})
 	case ev.New == events.FinWait2 && ev.Quiet >= uint64(t.thresholds.FinWait2After):
 		t.halfClosed = append(t.halfClosed, i)
 	}

@@ -29,14 +29,12 @@ type portKey struct {
 
 // portGroup counts the ports that such connections hold. It holds no pointers.
 type portGroup struct {
-	key     portKey
 	live    uint32 // connections; of ours, they are not counted
 	waiting uint32 // minisockets
 	orphans uint32 // of these, in FIN_WAIT2
 	plain   uint32 // of those in TIME_WAIT, without timestamps: no connect() takes their ports
 	finding uint32
 	rate    uint32 // in Tracker.rates; 0: none, as long as there are few
-	asked   uint64 // Ktime at which the filter was last found not to ask for any of its processes
 }
 
 // enter counts a minisocket that is in its state from now on.
@@ -59,96 +57,6 @@ func (g *portGroup) leave(m *minisocket) {
 	}
 }
 
-// rate is what happened in a group within the last second, by tenths of one.
-type rate struct {
-	slot    uint64
-	taken   [rateSlots]uint32 // connections begun
-	given   [rateSlots]uint32 // ports given back
-	entered [rateSlots]uint32 // TIME_WAITs begun
-}
-
-const (
-	rateSlots = 11 // the one under way, and a second before it
-	slotLen   = uint64(100 * time.Millisecond)
-	second    = uint64(time.Second)
-)
-
-// count adds one to a row, for what has happened at ktime.
-func (r *rate) count(row *[rateSlots]uint32, ktime uint64) {
-	r.roll(ktime)
-	if back := r.slot - ktime/slotLen; back < rateSlots {
-		row[back]++
-	}
-}
-
-func (r *rate) roll(ktime uint64) {
-	slot := ktime / slotLen
-	if slot <= r.slot {
-		return
-	}
-	by := min(slot-r.slot, rateSlots)
-	r.slot = slot
-	for _, row := range []*[rateSlots]uint32{&r.taken, &r.given, &r.entered} {
-		copy(row[by:], row[:])
-		clear(row[:by])
-	}
-}
-
-func sum(row *[rateSlots]uint32) (n uint32) {
-	for _, k := range row {
-		n += k
-	}
-	return n
-}
-
-// perSecond returns how many a second a row has, at ktime. What has just begun has not
-// gone on for a second.
-func (r *rate) perSecond(row *[rateSlots]uint32, ktime uint64) float64 {
-	r.roll(ktime)
-	oldest := rateSlots - 1
-	for n := sum(row); n > rateSlots && oldest > 0 && row[oldest] == 0; oldest-- {
-	}
-	return float64(sum(row)) / time.Duration(ktime%slotLen+uint64(oldest)*slotLen+1).Seconds()
-}
-
-// watchRate begins to keep the rate of a group, with what is known of the last second.
-func (t *Tracker) watchRate(i uint32) {
-	n := uint32(len(t.rates))
-	if l := len(t.freeRates); l > 0 {
-		n, t.freeRates = t.freeRates[l-1], t.freeRates[:l-1]
-	} else {
-		t.rates = append(t.rates, rate{})
-	}
-	t.groups[i].rate = n
-	r := &t.rates[n]
-	*r = rate{slot: t.now / slotLen}
-	for _, m := range t.minis.all() {
-		if m.ports != i {
-			continue
-		}
-		if m.start != 0 {
-			r.count(&r.taken, m.start)
-		}
-		if m.state == events.TimeWait {
-			r.count(&r.entered, m.enteredTimeWait())
-		}
-	}
-	for _, c := range t.table.all() {
-		if c.ports == i && c.start != 0 {
-			r.count(&r.taken, c.start)
-		}
-	}
-}
-
-// enteredTimeWait returns when the minisocket came into TIME_WAIT, as far as its timer
-// tells.
-func (m *minisocket) enteredTimeWait() uint64 {
-	if m.since != 0 {
-		return m.since
-	}
-	return m.expires - min(uint64(timeWaitLen), m.expires)
-}
-
 // A server has as many groups as peers, and in nearly all of them nothing but a few
 // minisockets. So these are at first counted by a hash of the key, and have a group of
 // their own only when so many have come together: a few, and a share of all that there
@@ -157,6 +65,8 @@ const (
 	crowdMin   = 32
 	crowdShare = 256
 	crowdSlots = 1 << 17
+
+	inCrowd = math.MaxUint32 // instead of the number of a group
 )
 
 // isCrowd counts a minisocket that has no group. It reports whether there are enough for
@@ -179,23 +89,25 @@ func (m *minisocket) crowdKey() portKey {
 // gather puts the minisockets of a group in it that have been counted by the hash so far.
 func (t *Tracker) gather(k portKey, i uint32) {
 	for _, m := range t.minis.all() {
-		if m.crowd && m.crowdKey() == k {
-			m.crowd, m.ports = false, i
+		if m.ports == inCrowd && m.crowdKey() == k {
+			m.ports = i
 			t.crowds[k.slot()]--
-			t.groups[i].waiting++
-			t.groups[i].enter(m)
+			t.groups.at(i).waiting++
+			t.groups.at(i).enter(m)
 		}
 	}
 }
 
-// The seed keeps peers from choosing their slot.
-var crowdSeed = maphash.MakeSeed()
+// The seed keeps peers from choosing their slots and buckets.
+var portSeed = maphash.MakeSeed()
 
-func (k portKey) slot() uint32 { return uint32(maphash.Comparable(crowdSeed, k) % crowdSlots) }
+func (k portKey) hash() uint32 { return uint32(maphash.Comparable(portSeed, k)) }
+
+func (k portKey) slot() uint32 { return k.hash() % crowdSlots }
 
 // portKeyOf names the group that a connection with these ends counts in; false if in
 // none.
-func (t *Tracker) portKeyOf(e *Ends, role Role) (portKey, bool) {
+func (t *Tracker) portKeyOf(e *ends, role Role) (portKey, bool) {
 	n := t.net(e.Netns)
 	if role == RoleUnknown {
 		role = Server
@@ -208,21 +120,14 @@ func (t *Tracker) portKeyOf(e *Ends, role Role) (portKey, bool) {
 		k.ours, k.port = true, e.Lport
 		return k, true
 	}
-	return k, !n.known || n.ephemeral(e.Lport) // else bound to one that connect() never chooses
+	return k, k.port != 0 && (!n.known || n.ephemeral(e.Lport)) // else bound to one that connect() never chooses
 }
 
 // portGroup returns the number of a group. It may be new.
 func (t *Tracker) portGroup(k portKey) uint32 {
-	i, ok := t.groupOf[k]
-	if !ok {
-		if l := len(t.freeGroups); l > 0 {
-			i, t.freeGroups = t.freeGroups[l-1], t.freeGroups[:l-1]
-		} else {
-			i = uint32(len(t.groups))
-			t.groups = append(t.groups, portGroup{})
-		}
-		t.groups[i] = portGroup{key: k}
-		t.groupOf[k] = i
+	i := t.groups.find(k)
+	if i == 0 {
+		i = t.groups.add(k)
 		if !k.ours {
 			t.net(k.netns).clients++
 		}
@@ -232,15 +137,15 @@ func (t *Tracker) portGroup(k portKey) uint32 {
 
 // takePort counts a connection that begins, or that a scan has found.
 func (t *Tracker) takePort(c *conn) {
-	if c.Rport == 0 || c.ports != 0 {
+	if c.ports != 0 {
 		return
 	}
-	k, counts := t.portKeyOf(&c.Ends, c.role)
+	k, counts := t.portKeyOf(&c.ends, c.role)
 	if !counts || k.ours {
 		return // of ours, only those in TIME_WAIT are of interest
 	}
 	c.ports = t.portGroup(k)
-	g := &t.groups[c.ports]
+	g := t.groups.at(c.ports)
 	g.live++
 	if g.rate != 0 && c.start != 0 {
 		r := &t.rates[g.rate]
@@ -256,7 +161,7 @@ func (t *Tracker) givePort(c *conn) {
 	}
 	i := c.ports
 	c.ports = 0
-	t.groups[i].live--
+	t.groups.at(i).live--
 	t.leaveGroup(i)
 }
 
@@ -265,27 +170,27 @@ func (t *Tracker) givePort(c *conn) {
 func (t *Tracker) keepPort(c *conn, m *minisocket) {
 	if c != nil && c.ports != 0 {
 		m.ports, c.ports = c.ports, 0
-		t.groups[m.ports].live--
+		t.groups.at(m.ports).live--
 	} else {
-		k, counts := t.portKeyOf(&m.Ends, m.role)
+		k, counts := t.portKeyOf(&m.ends, m.role)
 		if !counts {
 			return
 		}
-		anew := k.ours && t.groupOf[k] == 0
+		anew := k.ours && t.groups.find(k) == 0
 		if anew && !t.isCrowd(k) {
-			m.crowd = true
+			m.ports = inCrowd
 			return
 		}
 		m.ports = t.portGroup(k)
 		if anew {
 			t.gather(k, m.ports)
 		}
-		if g := &t.groups[m.ports]; g.rate != 0 && m.start != 0 {
+		if g := t.groups.at(m.ports); g.rate != 0 && m.start != 0 {
 			r := &t.rates[g.rate]
 			r.count(&r.taken, m.start)
 		}
 	}
-	g := &t.groups[m.ports]
+	g := t.groups.at(m.ports)
 	g.waiting++
 	g.enter(m)
 	if g.rate != 0 && m.state == events.TimeWait {
@@ -298,10 +203,10 @@ func (t *Tracker) keepPort(c *conn, m *minisocket) {
 // portWaits notes that a minisocket goes from FIN_WAIT2 to TIME_WAIT; its state is the
 // new one already.
 func (t *Tracker) portWaits(m *minisocket) {
-	if m.ports == 0 {
+	if m.ports == 0 || m.ports == inCrowd {
 		return
 	}
-	g := &t.groups[m.ports]
+	g := t.groups.at(m.ports)
 	g.orphans--
 	g.enter(m)
 	if g.rate != 0 {
@@ -312,20 +217,21 @@ func (t *Tracker) portWaits(m *minisocket) {
 
 // freePort counts it no more.
 func (t *Tracker) freePort(m *minisocket) {
-	if m.crowd {
+	switch m.ports {
+	case 0:
+		return
+	case inCrowd:
 		t.crowds[m.crowdKey().slot()]--
-	}
-	if m.ports == 0 {
 		return
 	}
-	g := &t.groups[m.ports]
+	g := t.groups.at(m.ports)
 	g.waiting--
 	g.leave(m)
 	t.leaveGroup(m.ports)
 }
 
 func (t *Tracker) leaveGroup(i uint32) {
-	g := &t.groups[i]
+	g := t.groups.at(i)
 	if g.rate != 0 {
 		r := &t.rates[g.rate]
 		r.count(&r.given, t.now)
@@ -338,25 +244,24 @@ func (t *Tracker) leaveGroup(i uint32) {
 
 // forgetGroup lets go of a group that has nothing any more.
 func (t *Tracker) forgetGroup(i uint32) {
-	g := &t.groups[i]
+	g := t.groups.at(i)
 	if g.live > 0 || g.waiting > 0 || g.finding != noFinding {
 		return
 	}
-	delete(t.groupOf, g.key)
-	if n := t.nets[g.key.netns]; n != nil && !g.key.ours {
+	k := t.groups.key(i)
+	if n := t.nets[k.netns]; n != nil && !k.ours {
 		n.clients--
 	}
 	if g.rate != 0 {
 		t.freeRates = append(t.freeRates, g.rate)
 	}
-	*g = portGroup{}
-	t.freeGroups = append(t.freeGroups, i)
+	t.groups.remove(i)
 }
 
 // used is how many ports of the group a connect() cannot have now.
-func (t *Tracker) used(g *portGroup) int {
-	n := t.net(g.key.netns)
-	if g.rate != 0 && !g.key.ours && n.reuses(&g.key.near, &g.key.far) {
+func (t *Tracker) used(k *portKey, g *portGroup) int {
+	n := t.net(k.netns)
+	if g.rate != 0 && !k.ours && n.reuses(&k.near, &k.far) {
 		// Those that have been in TIME_WAIT for more than a second are free to it.
 		r := &t.rates[g.rate]
 		r.roll(t.now)
@@ -367,8 +272,8 @@ func (t *Tracker) used(g *portGroup) int {
 
 // weighPorts finds out whether the ports run out.
 func (t *Tracker) weighPorts(i uint32) {
-	g := &t.groups[i]
-	n := t.net(g.key.netns)
+	k, g := t.groups.key(i), t.groups.at(i)
+	n := t.net(k.netns)
 	total := n.ports()
 	used := int(g.live + g.waiting)
 	percent := int(t.thresholds.PortsPercent)
@@ -381,7 +286,7 @@ func (t *Tracker) weighPorts(i uint32) {
 	if g.rate == 0 {
 		t.watchRate(i)
 	}
-	used = t.used(g)
+	used = t.used(k, g)
 	switch {
 	case used*100 >= total*percent:
 		if g.finding == noFinding {
@@ -390,10 +295,11 @@ func (t *Tracker) weighPorts(i uint32) {
 				return
 			}
 			if t.filter.ByProcess() {
-				if t.now < g.asked+second {
+				r := &t.rates[g.rate]
+				if t.now < r.asked+second {
 					return
 				}
-				if g.asked = t.now; len(t.makers(i)) == 0 {
+				if r.asked = t.now; len(t.makers(i)) == 0 {
 					return
 				}
 			}
@@ -403,7 +309,7 @@ func (t *Tracker) weighPorts(i uint32) {
 		f.members, f.fresh, f.count = 1, true, used
 		f.severity = Warning
 		switch {
-		case g.key.ours:
+		case k.ours:
 			f.severity = Info // a new SYN may take the place of one in TIME_WAIT
 		case used*100 >= total*criticalPorts:
 			f.severity = Critical
@@ -443,13 +349,13 @@ func (t *Tracker) makers(i uint32) []Maker {
 	count := map[uint32]int{}
 	for _, m := range t.minis.all() {
 		if m.ports == i {
-			count[m.proc]++
+			count[t.procs.of(&m.past)]++
 		}
 	}
-	if t.groups[i].live > 0 {
+	if t.groups.at(i).live > 0 {
 		for _, c := range t.table.all() {
 			if c.ports == i {
-				count[c.proc]++
+				count[t.procs.of(&c.past)]++
 			}
 		}
 	}
@@ -487,17 +393,17 @@ type PortsEvidence struct {
 
 // portsEvidence draws the sum of a group.
 func (t *Tracker) portsEvidence(i uint32) *PortsEvidence {
-	g := &t.groups[i]
+	k, g := t.groups.key(i), t.groups.at(i)
 	r := &t.rates[g.rate]
-	n := t.net(g.key.netns)
+	n := t.net(k.netns)
 	e := &PortsEvidence{
-		Laddr: g.key.near, Raddr: g.key.far, Port: g.key.port, Ours: g.key.ours,
+		Laddr: k.near, Raddr: k.far, Port: k.port, Ours: k.ours,
 		Total: n.ports(), Live: int(g.live), TimeWait: int(g.waiting), Exhausted: Unknown,
-		Reuses: !g.key.ours && n.reuses(&g.key.near, &g.key.far), Network: n.Network, Makers: t.makers(i),
+		Reuses: !k.ours && n.reuses(&k.near, &k.far), Network: n.Network, Makers: t.makers(i),
 		PerSecond: r.perSecond(&r.taken, t.now),
 	}
 	growth := e.PerSecond - r.perSecond(&r.given, t.now)
-	if left := e.Total - t.used(g); growth > 0 && !e.Reuses {
+	if left := e.Total - t.used(k, g); growth > 0 && !e.Reuses {
 		e.Exhausted = time.Duration(float64(max(left, 0)) / growth * float64(time.Second))
 	}
 	return e

@@ -15,8 +15,10 @@ type process struct {
 	known   bool           // details was asked for
 	in      *container     // nil: none, or not known
 
-	owned                   int // sockets that it owns; of nobody, it says nothing
-	timeWait                int // minisockets of connections that it owned
+	name                    uint32 // the last that it was told of by
+	named                   int    // sockets and minisockets whose owner it is, by whatever name
+	owned                   int    // sockets that it owns; of nobody, it says nothing
+	timeWait                int    // minisockets of connections that it owned
 	fds                     fds
 	history                 History
 	growth                  growth
@@ -43,9 +45,27 @@ type processes struct {
 	all        []*process // nil: free
 	free       []uint32
 	byPid      map[uint32]uint32
+	names      []name // number 0 is nobody's
+	freeNames  []uint32
+	nameOf     map[called]uint32
 	sweepAt    int
 	containers map[string]*container // by id; those that processes are in
 	hidden     map[uint32]struct{}   // those that are not visible from our PID namespace
+}
+
+// A name is a process as it was called when it became the owner of a socket: exec()
+// gives it another name. It is kept as long as such a socket, or its minisocket, is
+// there, and the process with it.
+type name struct {
+	called
+	pid     uint32 // the process's
+	sockets int
+}
+
+// called is a process by its number, and what it is called.
+type called struct {
+	proc uint32
+	comm events.Comm
 }
 
 // A container is shared by the processes that are in it, so that its names, which
@@ -59,6 +79,7 @@ func newProcesses(f *Filter) processes {
 	p := processes{
 		filter: f, pids: map[uint32]bool{}, children: map[uint32]bool{},
 		all: []*process{{}}, byPid: map[uint32]uint32{}, sweepAt: manyProcesses,
+		names: make([]name, 1), nameOf: map[called]uint32{},
 		containers: map[string]*container{}, hidden: map[uint32]struct{}{},
 	}
 	for _, pid := range f.Pids {
@@ -107,9 +128,88 @@ func (p *processes) sweep() {
 	}
 }
 
+// take returns the number of the present name of a process, for one more socket to be
+// owned by.
+func (p *processes) take(pid uint32, comm *events.Comm) uint32 {
+	n := p.get(pid, comm)
+	if n == nobody {
+		return 0
+	}
+	q := p.all[n]
+	if q.name == 0 || p.names[q.name].comm != *comm {
+		was := q.name
+		q.name = p.called(n, comm)
+		p.unname(was)
+	}
+	p.keep(q.name)
+	return q.name
+}
+
+// called returns the number of a name, which may be new.
+func (p *processes) called(n uint32, comm *events.Comm) uint32 {
+	c := called{n, *comm}
+	i, ok := p.nameOf[c]
+	if !ok {
+		i = uint32(len(p.names))
+		if k := len(p.freeNames); k > 0 {
+			i, p.freeNames = p.freeNames[k-1], p.freeNames[:k-1]
+		} else {
+			p.names = append(p.names, name{})
+		}
+		p.names[i] = name{called: c, pid: p.all[n].pid}
+		p.nameOf[c] = i
+	}
+	return i
+}
+
+// keep notes that one more socket has an owner by this name, give that one has no more.
+func (p *processes) keep(i uint32) {
+	if i != 0 {
+		p.names[i].sockets++
+		p.all[p.names[i].proc].named++
+	}
+}
+
+func (p *processes) give(i uint32) {
+	if i == 0 {
+		return
+	}
+	n := p.names[i].proc
+	p.names[i].sockets--
+	p.all[n].named--
+	p.unname(i)
+	p.release(n)
+}
+
+// unname forgets a name that no socket needs, unless its process still goes by it.
+func (p *processes) unname(i uint32) {
+	c := &p.names[i]
+	if i == 0 || c.sockets > 0 || p.all[c.proc].name == i {
+		return
+	}
+	delete(p.nameOf, c.called)
+	*c = name{}
+	p.freeNames = append(p.freeNames, i)
+}
+
+// owner says who has a connection.
+func (p *processes) owner(s *past) Owner {
+	c := &p.names[s.owner]
+	return Owner{Pid: c.pid, Comm: c.comm, Source: s.source}
+}
+
+// of returns the process that a connection is counted for: nobody's is one that nobody
+// has accepted yet.
+func (p *processes) of(s *past) uint32 {
+	if s.source == SourceListener {
+		return nobody
+	}
+	return p.names[s.owner].proc
+}
+
 // idle reports whether nothing refers to the process.
 func (q *process) idle() bool {
-	return q.owned == 0 && q.timeWait == 0 && q.exit.count == 0 && q.findings == 0 && q.pins == 0
+	return q.named == 0 && q.exit.count == 0 && q.findings == 0 && q.pins == 0
 }
 
 // release forgets a process that has lost its PID, once nothing refers to it.
@@ -119,6 +219,9 @@ func (p *processes) release(n uint32) {
 		return
 	}
 	p.leave(q)
+	i := q.name
+	q.name = 0
+	p.unname(i)
 	p.all[n] = nil
 	p.free = append(p.free, n)
 }
@@ -183,7 +286,7 @@ func (p *processes) match(pid uint32, comm *events.Comm) bool {
 	if pid == 0 {
 		return false
 	}
-	if p.children[pid] {
+	if !p.filter.ByProcess() || p.children[pid] {
 		return true
 	}
 	if len(p.filter.Pids) > 0 && !p.pids[pid] {

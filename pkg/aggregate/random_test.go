@@ -423,7 +423,7 @@ func (r *run) do(t *testing.T, steps int) {
 		t.Errorf("%d transitions came, %d are accounted for: %+v", r.fed, sum, c)
 	}
 	if r.tr.table.len()+r.tr.minis.len() > r.limit {
-		t.Errorf("tracks %d sockets and %d minisockets, limit %d", len(r.tr.table.byAddr), len(r.tr.minis.byAddr), r.limit)
+		t.Errorf("tracks %d sockets and %d minisockets, limit %d", r.tr.table.len(), r.tr.minis.len(), r.limit)
 	}
 	if n := len(r.tr.starting) + len(r.tr.strays) + len(r.tr.ending); n != 0 {
 		t.Errorf("a second after the last event: %d minisockets wait for their sockets, %d are looked at for that, %d ends are to be settled; want none",
@@ -463,8 +463,8 @@ func (r *run) everything(t *testing.T, c Counts) {
 			t.Errorf("socket %x: %s -> %s was not told", step.cookie, step.old, step.next)
 		}
 	}
-	if len(r.tr.minis.byAddr) != len(r.minis) || c.Missed != 0 || c.MissedMinis != 0 || c.NoPlace != 0 {
-		t.Errorf("there are %d minisockets, the tracker has %d: %+v", len(r.minis), len(r.tr.minis.byAddr), c)
+	if r.tr.minis.len() != len(r.minis) || c.Missed != 0 || c.MissedMinis != 0 || c.NoPlace != 0 {
+		t.Errorf("there are %d minisockets, the tracker has %d: %+v", len(r.minis), r.tr.minis.len(), c)
 	}
 }
 
@@ -824,7 +824,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 		var transitions uint64
 		for range 3000 {
 			ev := events.Event{
-				Kind: events.Kind(rng.IntN(7)), Ktime: rng.Uint64N(1 << 40), Skaddr: rng.Uint64N(30), Cookie: rng.Uint64N(10),
+				Kind: events.Kind(rng.IntN(7)), Ktime: rng.Uint64N(1 << 40), Skaddr: 1 + rng.Uint64N(30), Cookie: rng.Uint64N(10),
 				Netns: rng.Uint32N(2), Flags: events.Flags(rng.Uint32()), Old: events.State(rng.IntN(12) + 1),
 				New: events.State(rng.IntN(12) + 1), Lport: uint16(rng.IntN(4)), Rport: uint16(rng.IntN(4)),
 				Shutdown: uint8(rng.IntN(4)), Err: rng.Uint32N(120), Listener: rng.Uint64N(10), Fd: int32(rng.IntN(5)) - 1,
@@ -883,7 +883,7 @@ func TestNoEventBreaksTheTracker(t *testing.T) {
 			t.Errorf("%d transitions came: %+v", transitions, c)
 		}
 		out.refuse = 0
-		goneAll(tr, 30, 1<<41)
+		goneAll(tr, 31, 1<<41)
 		auditEmpty(t, tr)
 		if t.Failed() {
 			t.Fatalf("seed %d: see above", seed)
@@ -897,7 +897,8 @@ func goneAll(tr *Tracker, addrs, ktime uint64) {
 		tr.Observe(&events.Event{Kind: events.Destroy, Ktime: ktime, Skaddr: addr})
 	}
 	// Their addresses are others' now.
-	for addr := range tr.minis.byAddr {
+	for i := range tr.minis.all() {
+		addr := *tr.minis.key(i)
 		tr.Observe(&events.Event{
 			Kind: events.Minisocket, Ktime: ktime, Skaddr: addr, Cookie: math.MaxUint64, Old: events.TimeWait, New: events.Close,
 		})

@@ -42,7 +42,7 @@ func (t *Tracker) reconcile(s *events.Scan) {
 		switch {
 		case c.scan == t.scan:
 			c.missing = 0
-		case c.state == events.Close || max(c.lastKtime, c.asOf) >= t.scanFrom || !t.net(c.Netns).walked:
+		case c.state == events.Close || max(c.since, c.asOf) >= t.scanFrom || !t.net(c.Netns).walked:
 			// No iterator finds it; or it is newer than the scan, or out of reach.
 		default:
 			if c.missing++; c.missing == unseenScans {
@@ -55,7 +55,7 @@ func (t *Tracker) reconcile(s *events.Scan) {
 	}
 	gone = gone[:0]
 	for i, m := range t.minis.all() {
-		if m.scan == t.scan || m.ended != 0 || m.begun >= t.scanFrom || !t.net(m.Netns).walked {
+		if m.scan == uint16(t.scan) || m.ended != 0 || m.begun >= t.scanFrom || !t.net(m.Netns).walked {
 			continue
 		}
 		if m.missing++; m.missing == unseenScans {

@@ -54,29 +54,15 @@ type Ends struct {
 	Owner  Owner
 }
 
-// mark is what a socket and its minisocket have in common: the cookie, or where the kernel
-// has given none, the ends.
-type mark struct {
-	cookie       uint64
-	netns        uint32
-	lport, rport uint16
-	laddr, raddr events.Addr
-}
-
-func (e *Ends) mark() mark {
-	if e.Cookie != 0 {
-		return mark{cookie: e.Cookie}
-	}
-	return mark{netns: e.Netns, lport: e.Lport, rport: e.Rport, laddr: e.Laddr, raddr: e.Raddr}
-}
-
 // Is4 reports whether the socket speaks IPv4. Of a dual-stack listener's child
 // the peer tells; of a listener, the address that it listens on.
-func (e *Ends) Is4() bool {
-	if e.Raddr.IsUnspecified() {
-		return e.Laddr.Is4()
+func (e *Ends) Is4() bool { return is4(&e.Laddr, &e.Raddr) }
+
+func is4(laddr, raddr *events.Addr) bool {
+	if raddr.IsUnspecified() {
+		return laddr.Is4()
 	}
-	return e.Raddr.Is4()
+	return raddr.Is4()
 }
 
 // Transition is one step of one socket.

@@ -38,14 +38,14 @@ func (t *Tracker) neverClosed(i uint32, ev *events.Event, proc uint32) {
 	if x.count == 0 {
 		t.exits = append(t.exits, proc)
 	}
-	x.evidence.Ends.meet(&c.Ends, x.count == 0)
+	x.evidence.Ends.meet(&c.ends, x.count == 0)
 	x.count++
 	x.last = ev.Ktime
 	if d := time.Duration(age); d > x.oldest {
 		x.oldest, x.evidence.Exact = d, exact
 	}
 	switch {
-	case c.Owner.Source == SourceListener:
+	case c.source == SourceListener:
 		x.evidence.Verdicts[NotAccepted]++
 	case ev.Unread == 0:
 		x.evidence.Verdicts[EOFRead]++

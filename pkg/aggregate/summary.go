@@ -68,8 +68,8 @@ func (t *Tracker) Summarize() {
 			}
 		default:
 			sum(c.Netns).States[c.state]++
-			if c.state == events.CloseWait && c.proc != nobody {
-				p := in(c.Netns, c.proc)
+			if proc := t.procs.of(&c.past); c.state == events.CloseWait && proc != nobody {
+				p := in(c.Netns, proc)
 				p.CloseWait++
 				ktime, exact := c.entered()
 				if age := time.Duration(t.now - min(ktime, t.now)); age > p.Oldest {
@@ -83,8 +83,8 @@ func (t *Tracker) Summarize() {
 			continue
 		}
 		sum(m.Netns).States[m.state]++
-		if m.proc != nobody && m.state == events.TimeWait {
-			in(m.Netns, m.proc).TimeWait++
+		if proc := t.procs.of(&m.past); proc != nobody && m.state == events.TimeWait {
+			in(m.Netns, proc).TimeWait++
 		}
 	}
 	// Only a scan of all there is shows what is no socket yet; and what is none any

@@ -111,15 +111,7 @@ func (t *Tracker) becomeSuspect(i uint32) {
 
 // entered returns when c came into its state; or, if exact is false, a time that
 // is not earlier than that.
-func (c *conn) entered() (ktime uint64, exact bool) {
-	switch {
-	case c.since != 0:
-		return c.since, true
-	case c.asOf != 0:
-		return c.asOf - min(c.quiet, c.asOf), false
-	}
-	return c.lastKtime, false
-}
+func (c *conn) entered() (ktime uint64, exact bool) { return c.since, c.exact }
 
 // died reports whether the connection has ended here while its process has the
 // socket open. Not so if it is the process that ends it: by close(), or by
@@ -270,8 +262,9 @@ func (t *Tracker) culprit(c *conn) uint32 {
 	if len(hs) == 0 {
 		return nobody
 	}
+	owner := t.procs.names[c.owner].pid
 	for k := range hs {
-		if hs[k].Pid == c.Owner.Pid {
+		if hs[k].Pid == owner {
 			return t.procs.get(hs[k].Pid, &hs[k].Comm)
 		}
 	}

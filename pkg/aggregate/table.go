@@ -2,64 +2,125 @@ package aggregate
 
 import "iter"
 
-// table holds the entries of one kind and finds them by the address that the kernel
-// has them at. It grows by chunks, so that growing never copies, and its memory is
-// that of the most that were alive at once. An entry holds no pointers, so that a
-// table of a million is invisible to the garbage collector.
-type table[T any, P entry[T]] struct {
-	byAddr map[uint64]uint32
-	chunks []*[chunkLen]T
-	used   uint32 // entries ever handed out; number 0 never is
-	free   []uint32
-}
-
-// entry is a *T that knows its address, which is 0 when it is not in use.
-type entry[T any] interface {
-	*T
-	address() uint64
+// table holds the entries of one kind by number, and finds them by a key: sockets by the
+// address that the kernel has them at. Nothing in it is ever copied to grow, neither the
+// entries nor the index: that is a hash table with as many buckets as there are entries, of
+// which one is split in two for each entry that is made (linear hashing, Litwin 1980). So no
+// event has to wait for more than a chunk. Its memory is that of the most entries that
+// were in use at once. They hold no pointers: a table of a million is invisible to the
+// garbage collector.
+type table[K comparable, T any] struct {
+	hash   func(K) uint32
+	chunks []*chunk[K, T]
+	used   uint32 // entries ever made, and buckets; number 0 is never in use
+	mask   uint32 // of the bits of a hash that name a bucket, if that has been split off already
+	free   uint32 // the first of the entries that are not in use; 0: none
+	n      int
 }
 
 const chunkLen = 1024
 
-func newTable[T any, P entry[T]]() table[T, P] {
-	return table[T, P]{byAddr: map[uint64]uint32{}, used: 1}
+type chunk[K comparable, T any] struct {
+	key   [chunkLen]K      // zero: not in use
+	next  [chunkLen]uint32 // the next entry in its bucket; or of those that are not in use
+	first [chunkLen]uint32 // entry of a bucket
+	entry [chunkLen]T
 }
 
-func (t *table[T, P]) at(i uint32) P { return &t.chunks[i/chunkLen][i%chunkLen] }
+func newTable[K comparable, T any](hash func(K) uint32) table[K, T] {
+	return table[K, T]{hash: hash, chunks: []*chunk[K, T]{new(chunk[K, T])}, used: 1}
+}
+
+// hashAddr is for addresses that the kernel gives out (Knuth's multiplicative hashing).
+func hashAddr(addr uint64) uint32 { return uint32(addr * 0x9e37_79b9_7f4a_7c15 >> 32) }
+
+func (t *table[K, T]) at(i uint32) *T         { return &t.chunks[i/chunkLen].entry[i%chunkLen] }
+func (t *table[K, T]) key(i uint32) *K        { return &t.chunks[i/chunkLen].key[i%chunkLen] }
+func (t *table[K, T]) next(i uint32) *uint32  { return &t.chunks[i/chunkLen].next[i%chunkLen] }
+func (t *table[K, T]) first(b uint32) *uint32 { return &t.chunks[b/chunkLen].first[b%chunkLen] }
+
+// bucket returns the number of the bucket for a key.
+func (t *table[K, T]) bucket(key K) uint32 {
+	h := t.hash(key)
+	if b := h & t.mask; b < t.used {
+		return b
+	}
+	return h & (t.mask >> 1)
+}
 
 // find returns 0 if there is no such entry.
-func (t *table[T, P]) find(addr uint64) uint32 { return t.byAddr[addr] }
-
-func (t *table[T, P]) len() int { return len(t.byAddr) }
-
-// add returns the number of a new entry. It is for the caller to give it its address.
-func (t *table[T, P]) add(addr uint64) uint32 {
-	i := t.used
-	if k := len(t.free); k > 0 {
-		i, t.free = t.free[k-1], t.free[:k-1]
-	} else {
-		t.used++
-		if int(i/chunkLen) == len(t.chunks) {
-			t.chunks = append(t.chunks, new([chunkLen]T))
-		}
+func (t *table[K, T]) find(key K) uint32 {
+	i := *t.first(t.bucket(key))
+	for i != 0 && *t.key(i) != key {
+		i = *t.next(i)
 	}
-	t.byAddr[addr] = i
 	return i
 }
 
-func (t *table[T, P]) remove(i uint32) {
-	delete(t.byAddr, t.at(i).address())
-	var none T
-	*t.at(i) = none
-	t.free = append(t.free, i)
+func (t *table[K, T]) len() int { return t.n }
+
+// add returns the number of a new entry, which is zero. There must be none with this
+// key, which is not zero.
+func (t *table[K, T]) add(key K) uint32 {
+	i := t.free
+	if i != 0 {
+		t.free = *t.next(i)
+	} else {
+		i = t.used
+		t.grow()
+	}
+	*t.key(i) = key
+	t.link(i, t.bucket(key))
+	t.n++
+	return i
+}
+
+func (t *table[K, T]) link(i, bucket uint32) {
+	first := t.first(bucket)
+	*t.next(i), *first = *first, i
+}
+
+// grow makes one more entry, and one more bucket.
+func (t *table[K, T]) grow() {
+	if int(t.used/chunkLen) == len(t.chunks) {
+		t.chunks = append(t.chunks, new(chunk[K, T]))
+	}
+	if t.used > t.mask {
+		t.mask = t.mask<<1 | 1
+	}
+	from := t.used & (t.mask >> 1)
+	t.used++
+	i := *t.first(from)
+	*t.first(from) = 0
+	for i != 0 {
+		next := *t.next(i)
+		t.link(i, t.bucket(*t.key(i)))
+		i = next
+	}
+}
+
+func (t *table[K, T]) remove(i uint32) {
+	link := t.first(t.bucket(*t.key(i)))
+	for *link != i {
+		link = t.next(*link)
+	}
+	*link = *t.next(i)
+	var (
+		none T
+		no   K
+	)
+	*t.at(i), *t.key(i) = none, no
+	*t.next(i), t.free = t.free, i
+	t.n--
 }
 
 // all goes through the entries by number: a replay finds them in the same order. The
 // one that it is at may be removed.
-func (t *table[T, P]) all() iter.Seq2[uint32, P] {
-	return func(yield func(uint32, P) bool) {
+func (t *table[K, T]) all() iter.Seq2[uint32, *T] {
+	return func(yield func(uint32, *T) bool) {
+		var no K
 		for i := uint32(1); i < t.used; i++ {
-			if e := t.at(i); e.address() != 0 && !yield(i, e) {
+			if *t.key(i) != no && !yield(i, t.at(i)) {
 				return
 			}
 		}

@@ -22,80 +22,36 @@ const endMissed = uint64(15 * time.Second)
 // that the socket's address, whatever comes of it, is free for another. It holds no
 // pointers.
 type minisocket struct {
-	Ends
-	addr     uint64
-	start    uint64 // the connection's
+	ends
+	past            // its state is TimeWait or FinWait2
 	since    uint64 // Ktime at which state was entered; 0: not seen
 	begun    uint64 // Ktime at which it was first heard of
 	expires  uint64 // Ktime at which its timer ends it
 	ended    uint64 // Ktime at which it did, as it seems; 0: it is there
 	sent     uint64
 	received uint64
-	spent    brief
-
-	proc      uint32
-	ports     uint32 // the portGroup that counts it
-	finding   uint32 // that it is a member of
-	unprinted uint32
-	scan      uint32 // the last full scan that found it
-
-	state   events.State // TimeWait or FinWait2
-	endedIn events.State
-	role    Role
-	closer  Closer
-	call    CloseCall
-	why     events.Why
-
-	verdict verdict
-	linked  bool // its story is settled: it is a connection's, or nobody's
-	silent  bool // its connection may have been told of already, so nothing more is
-	existed bool // it was there before tracing started
-	payload bool // sent and received are known
-	stamped bool
-	crowd   bool  // counted in Tracker.crowds
-	missed  bool  // a transition was missed
-	gap     bool  // since the last record
-	missing uint8 // complete scans of all in a row that have not found it
+	ports    uint32 // the portGroup that counts it; or inCrowd
+	finding  uint32 // that it is a member of
+	scan     uint16 // the last scan that found it: minisockets do not live to see so many that this comes round
+	missing  uint8  // complete scans of all in a row that have not found it
+	tie      tie
+	endedIn  events.State
+	why      events.Why
+	payload  bool // sent and received are known
+	stamped  bool
 }
 
-func (m *minisocket) address() uint64 { return m.addr }
+// tie says what is known of the connection of a minisocket.
+type tie uint8
 
-// brief is the Spent of a connection that goes into TIME_WAIT, which is never in the
-// other states.
-type brief struct {
-	ns      [6]uint64
-	visited uint16
-	unknown uint16
-}
+const (
+	awaited tie = iota // its socket has still to tell
+	existed            // likewise; but it was there before tracing started
+	linked             // its story is settled: it is a connection's, or nobody's
+	silent             // likewise; but its connection may have been told of already, so nothing more is
+)
 
-var briefStates = [...]events.State{
-	events.SynSent, events.SynRecv, events.Established, events.FinWait1, events.FinWait2, events.Closing,
-}
-
-func (s *Spent) brief() brief {
-	b := brief{visited: s.visited, unknown: s.unknown}
-	known := uint16(0)
-	for k, st := range briefStates {
-		b.ns[k] = s.ns[st]
-		known |= 1 << st
-	}
-	b.unknown |= s.visited &^ known
-	return b
-}
-
-func (b *brief) spent() Spent {
-	s := Spent{visited: b.visited, unknown: b.unknown}
-	for k, st := range briefStates {
-		s.ns[st] = b.ns[k]
-	}
-	return s
-}
-
-func (m *minisocket) spend(st events.State, d time.Duration) {
-	s := m.spent.spent()
-	s.add(st, d)
-	m.spent = s.brief()
-}
+func (m *minisocket) settled() bool { return m.tie >= linked }
 
 // SeesMinisockets says that Minisocket events come. Those from timers are less sure: an
 // end may turn out to be none, or a new SYN's doing; and a FIN that ends FIN_WAIT2 may
@@ -147,14 +103,14 @@ func (t *Tracker) minisocket(ev *events.Event) {
 		m.ended, m.endedIn, m.why = ev.Ktime, ev.Old, ev.Why
 		m.expires = ev.Ktime + uint64(ev.Left)
 		switch {
-		case m.linked && (!t.fromTimers || ev.Why != events.WhyUnknown && ev.Why != events.WhyOther):
+		case m.settled() && (!t.fromTimers || ev.Why != events.WhyUnknown && ev.Why != events.WhyOther):
 			t.endMini(i)
 		case first:
 			t.ending = append(t.ending, waiter{ev.Skaddr, ev.Ktime})
 		}
 	default:
 		m := t.minis.at(i)
-		if !m.linked && m.since == 0 && ev.Ktime <= m.begun && ev.Why != events.WhyAgain {
+		if !m.settled() && m.since == 0 && ev.Ktime <= m.begun && ev.Why != events.WhyAgain {
 			m.since, m.missed = ev.Ktime, false // a scan was ahead of the news
 		}
 		m.ended = 0 // its timer was only set anew
@@ -173,12 +129,11 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 	}
 	i := t.minis.add(ev.Skaddr)
 	*t.minis.at(i) = minisocket{
-		Ends:    Ends{Cookie: ev.Cookie, Netns: ev.Netns, Lport: ev.Lport, Rport: ev.Rport, Laddr: ev.Laddr, Raddr: ev.Raddr},
-		addr:    ev.Skaddr,
+		ends:    endsOf(ev),
+		past:    past{state: ev.New},
 		since:   ev.Ktime,
 		begun:   ev.Ktime,
 		expires: ev.Ktime + uint64(ev.Left),
-		state:   ev.New,
 		stamped: ev.Stamped,
 	}
 	if ev.Why == events.WhyAgain {
@@ -200,7 +155,7 @@ func (t *Tracker) finArrived(i uint32) {
 	if m.state != events.FinWait2 {
 		return
 	}
-	if m.existed {
+	if m.tie == existed {
 		t.adopt(i)
 	}
 	ktime := m.expires - min(uint64(timeWaitLen), m.expires)
@@ -208,14 +163,14 @@ func (t *Tracker) finArrived(i uint32) {
 	if m.since != 0 {
 		// The timer counts in jiffies: this may be one too early.
 		ktime = max(ktime, m.since)
-		if m.linked {
+		if m.settled() {
 			dwell = time.Duration(ktime - m.since)
 		}
 	}
 	t.unstick(m)
 	m.state, m.since = events.TimeWait, ktime
 	t.portWaits(m)
-	if m.linked {
+	if m.settled() {
 		m.spend(events.FinWait2, dwell)
 		t.miniTransition(m, ktime, events.FinWait2, events.TimeWait, dwell)
 	}
@@ -223,16 +178,15 @@ func (t *Tracker) finArrived(i uint32) {
 
 // miniTransition makes the record of a step that the tracepoint does not show.
 func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old, next events.State, dwell time.Duration) {
-	if m.verdict != yes || m.silent {
+	if m.verdict != yes || m.tie == silent {
 		return
 	}
-	t.tr = Transition{
-		Ends: m.Ends, Ktime: ktime, Old: old, New: next, Dwell: dwell, Mini: true,
-		Gap: m.gap, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
-	}
+	t.procs.write(&t.tr.Ends, &m.ends, &m.past)
+	t.tr.Ktime, t.tr.Old, t.tr.New, t.tr.Dwell = ktime, old, next, dwell
+	t.tr.Mini, t.tr.Gap, t.tr.Unprinted, t.tr.Container = true, m.gap, uint32(m.unprinted), t.container(&m.past)
 	m.gap = false
 	if !t.out.Transition(&t.tr) {
-		m.unprinted++
+		m.shed()
 	}
 }
 
@@ -250,10 +204,13 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	c, m := t.table.at(i), t.minis.at(to)
 	delete(t.starting, c.mark())
 	c.handed = true
-	from, since := c.state, c.since
+	from, since := c.state, uint64(0)
+	if c.exact {
+		since = c.since
+	}
 	if from != events.FinWait2 && (from != events.Closing || m.state != events.TimeWait) {
 		// More was missed than that.
-		c.spent.add(from, Unknown)
+		c.spend(from, Unknown)
 		since = 0
 		if c.call == CallShutdown {
 			c.call = CallUnknown
@@ -263,18 +220,17 @@ func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 		t.settle(i)
 	}
 	// The kernel gives the minisocket the socket's ends.
-	m.Owner, m.linked = c.Owner, true
-	m.start, m.role, m.closer, m.call = c.start, c.role, c.closer, c.call
-	m.verdict, m.unprinted, m.missed, m.gap = c.verdict, c.unprinted, c.missed, c.gap
-	m.spent = c.spent.brief()
+	st := m.state
+	m.past, m.tie = c.past, linked
+	m.state = st
 	if c.call == CallShutdown && ev.Flags&events.Linger != 0 {
 		m.call = CallUnknown // close() itself waits, and sets SOCK_DEAD only later
 	}
 	if ev.Kind == events.Transition {
 		m.payload, m.sent, m.received = true, ev.Sent, payload(ev)
 	}
-	m.proc = c.proc
-	t.procs.all[m.proc].timeWait++
+	t.procs.keep(m.owner)
+	t.procs.all[t.procs.of(&m.past)].timeWait++
 	t.keepPort(c, m)
 
 	if m.state == events.FinWait2 {
@@ -310,15 +266,11 @@ func (t *Tracker) endMini(i uint32) {
 		ktime, m.missed = t.now, true
 		t.counts.MissedMinis++
 	}
-	if m.verdict == yes && !m.silent {
+	if m.verdict == yes && m.tie != silent {
 		t.net(m.Netns).closed++
-		t.spent = m.spent.spent()
+		t.over(&m.ends, &m.past, ktime, ended)
 		t.spent.add(m.state, dwell)
-		t.cn = Connection{
-			Ends: m.Ends, Ktime: ktime, Start: m.start, Role: m.role, Closer: m.closer, CloseCall: m.call,
-			Spent: &t.spent, Ended: ended, Payload: m.payload, Sent: m.sent, Received: m.received,
-			Gap: m.missed, Unprinted: m.unprinted, Container: t.procs.container(m.proc),
-		}
+		t.cn.Payload, t.cn.Sent, t.cn.Received = m.payload, m.sent, m.received
 		switch {
 		case ended:
 			t.cn.End, t.cn.TimeWaitEnd = m.how()
@@ -367,10 +319,9 @@ func (t *Tracker) dropMini(i uint32) {
 	}
 	t.freePort(m)
 	t.unstick(m)
-	proc := m.proc
-	t.procs.all[proc].timeWait--
+	t.procs.all[t.procs.of(&m.past)].timeWait--
+	t.procs.give(m.owner)
 	t.minis.remove(i)
-	t.procs.release(proc)
 }
 
 // adopt makes do with a minisocket whose connection is not known. If it was there
@@ -378,19 +329,24 @@ func (t *Tracker) dropMini(i uint32) {
 // told of as one that ended in FIN_WAIT2, or will be.
 func (t *Tracker) adopt(i uint32) {
 	m := t.minis.at(i)
-	if m.linked {
+	if m.settled() {
 		return
 	}
 	if t.starting[m.mark()] == i {
 		delete(t.starting, m.mark())
 	}
-	m.linked, m.silent, m.since = true, !m.existed, 0
+	m.since = 0
+	if m.tie == existed {
+		m.tie = linked
+	} else {
+		m.tie = silent
+	}
 	if m.state == events.FinWait2 {
 		m.closer = CloserLocal
 	}
 	m.verdict = no
 	if !t.filter.ByProcess() {
-		m.verdict = t.filter.byEnds(&m.Ends, false)
+		m.verdict = t.filter.byEnds(&m.ends, false)
 	}
 	t.procs.all[nobody].timeWait++
 	t.keepPort(nil, m)
@@ -405,7 +361,7 @@ const strayAfter = uint64(100 * time.Millisecond)
 func (t *Tracker) findStrays(ktime, after uint64) {
 	var strays []uint32
 	t.strays = t.expireMinis(t.strays, ktime, after, func(w waiter, i uint32, m *minisocket) {
-		if !m.linked && m.begun <= w.ktime {
+		if !m.settled() && m.begun <= w.ktime {
 			strays = append(strays, i)
 		}
 	})
@@ -444,13 +400,13 @@ func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, u
 // settleEnds believes the ends that nothing has contradicted.
 func (t *Tracker) settleEnds(ktime uint64) {
 	t.again = t.again[:0]
-	t.ending = t.expireMinis(t.ending, ktime, endSettled, func(_ waiter, i uint32, m *minisocket) {
+	t.ending = t.expireMinis(t.ending, ktime, endSettled, func(w waiter, i uint32, m *minisocket) {
 		switch {
 		case m.ended == 0:
 		case ktime >= m.ended+endSettled:
 			t.endMini(i)
 		default: // it has begun anew and ended again
-			t.again = append(t.again, waiter{m.addr, m.ended})
+			t.again = append(t.again, waiter{w.addr, m.ended})
 		}
 	})
 	t.ending = append(t.ending, t.again...)
@@ -469,7 +425,7 @@ func (t *Tracker) tickMinis(ktime uint64) {
 				return
 			}
 			if t.fromTimers {
-				t.looks = append(t.looks, events.Look{Skaddr: m.addr, Cookie: m.Cookie})
+				t.looks = append(t.looks, events.Look{Skaddr: w.addr, Cookie: m.Cookie})
 			}
 			if k+1 < len(lookAfter) {
 				t.lookAt[k+1] = append(t.lookAt[k+1], w)

@@ -110,7 +110,7 @@ func (s *story) orphaned(k sock) {
 func (s *story) checkNoMinis() {
 	s.t.Helper()
 	audit(s.t.(*testing.T), s.tr)
-	if n := len(s.tr.minis.byAddr); n != 0 {
+	if n := s.tr.minis.len(); n != 0 {
 		s.t.Errorf("tracks %d minisockets, want 0", n)
 	}
 	if n, k := len(s.tr.starting), len(s.tr.held); n != 0 || k != 0 {
