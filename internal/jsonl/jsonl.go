@@ -21,6 +21,14 @@ type Encoder struct {
 
 	second int64    // of the last time that was encoded
 	prefix [21]byte // and its form, up to the point: `"2006-01-02T15:04:05.`
+
+	recent [64]socket // by cookie
+}
+
+// socket is the fields of a socket, and their form: several records in a row are about the same.
+type socket struct {
+	ends aggregate.Ends
+	text []byte
 }
 
 func appendPort(b []byte, port uint16) []byte {
@@ -35,6 +43,15 @@ func (e *Encoder) appendHead(b []byte, kind string, ktime uint64) []byte {
 	b = append(b, kind...)
 	b = append(b, `","time":`...)
 	return e.appendTime(b, ktime)
+}
+
+func (e *Encoder) appendEnds(b []byte, s *aggregate.Ends) []byte {
+	r := &e.recent[s.Cookie%uint64(len(e.recent))]
+	if r.ends != *s || r.text == nil {
+		r.ends = *s
+		r.text = appendEnds(r.text[:0], s)
+	}
+	return append(b, r.text...)
 }
 
 func appendEnds(b []byte, s *aggregate.Ends) []byte {
@@ -125,7 +142,7 @@ func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
 // Transition appends t as one line.
 func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
 	b = e.appendHead(b, "transition", t.Ktime)
-	b = appendEnds(b, &t.Ends)
+	b = e.appendEnds(b, &t.Ends)
 	b = append(b, `,"oldstate":`...)
 	b = appendName(b, t.Old.String())
 	b = append(b, `,"newstate":`...)
@@ -150,7 +167,7 @@ var inOrder = [...]events.State{
 // Connection appends c as one line.
 func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 	b = e.appendHead(b, "connection", c.Ktime)
-	b = appendEnds(b, &c.Ends)
+	b = e.appendEnds(b, &c.Ends)
 	b = append(b, `,"role":`...)
 	b = appendName(b, c.Role.String())
 	b = append(b, `,"start":`...)
@@ -203,7 +220,7 @@ func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
 // Socket appends s as one line.
 func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
 	b = e.appendHead(b, "socket", s.Ktime)
-	b = appendEnds(b, &s.Ends)
+	b = e.appendEnds(b, &s.Ends)
 	b = append(b, `,"state":`...)
 	b = appendName(b, s.State.String())
 	b = append(b, `,"age_ms":`...)
