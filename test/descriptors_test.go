@@ -38,6 +38,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 // The kernel gives up an iterator that passes a million objects without a row (MAX_ITER_OBJECTS).
 func TestASocketBehindAMillionDescriptorsIsFound(t *testing.T) {
+	live(t)
 	const most = 100_000 // of one process, and as many as the walk has after the million
 	limit := unix.Rlimit{}
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
