@@ -60,6 +60,8 @@ const volatile bool has_storage;      /* bpf_sk_storage_get, since 5.11 */
 const volatile bool has_task;         /* bpf_get_current_task_btf, since 5.11 */
 const volatile bool has_numbers;      /* pid.numbers is declared with its length open, since 6.6 */
 const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
+const volatile bool filter_pids;      /* by notes and asked; needs has_cookies, has_storage, has_task */
+const volatile bool filter_follow;
 const volatile __u32 filter_netns;    /* 0: all */
 const volatile __u16 filter_family;   /* 0: both */
 const volatile bool filter_lport;
@@ -75,8 +77,8 @@ struct {
 	__uint(max_entries, 1 << 24);
 } events SEC(".maps");
 
-/* The books. A transition is counted once in seen, and of these once more in
- * filtered or ring_full if it goes no further. */
+/* The books. A transition is counted once: in filtered, or in seen, and of these once
+ * more in ring_full if it goes no further. */
 struct counters {
 	__u64 seen;
 	__u64 filtered;
@@ -106,17 +108,23 @@ struct {
 	__type(value, struct last);
 } last_seen SEC(".maps");
 
-/* On a listener: what its children name it by. The kernel clones it into every child (F_CLONE),
+/* What is noted on a socket. The kernel clones it into every child of a listener (F_CLONE),
  * which is how a child that nobody has accepted yet is tied to its listener:
- * the address does not tell listeners that share a port apart. Written at
- * CLOSE -> LISTEN and by dump_files, read at LISTEN -> SYN_RECV, freed by the
- * kernel with the socket. */
+ * the address does not tell listeners that share a port apart. Under filter_pids,
+ * a socket that has a note is one that a process asked for has or had, or the child of
+ * one; all others are turned away. Written at CLOSE -> LISTEN, by wants() and by dump,
+ * freed by the kernel with the socket. */
+struct note {
+	__u64 listener; /* on a listener: what its children name it by */
+	__u8 told;      /* filter_pids: the agent has been told of the socket */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
 	__type(key, int);
-	__type(value, __u64);
-} listener_of SEC(".maps");
+	__type(value, struct note);
+} notes SEC(".maps");
 
 /* The states that the iterators look for, a bit set. Written by the agent before
  * it opens one. */
@@ -234,19 +242,18 @@ static __always_inline __u32 pid_in_namespace(struct pid *pid, bool probed)
 	return 0;
 }
 
+static __always_inline __u32 pid_of(struct task_struct *task, bool probed)
+{
+	return pidns_inum ? pid_in_namespace(READ(task, group_leader, thread_pid), probed) : READ(task, tgid);
+}
+
 static __always_inline void copy_proc(struct proc *p, struct task_struct *task, bool probed)
 {
 	struct task_struct *leader = READ(task, group_leader);
 	__u64 *comm = (__u64 *)p->comm;
 
-	p->hidden = 0;
-	if (pidns_inum) {
-		p->pid = pid_in_namespace(READ(leader, thread_pid), probed);
-		if (!p->pid)
-			p->hidden = READ(task, tgid);
-	} else {
-		p->pid = READ(task, tgid);
-	}
+	p->pid = pid_of(task, probed);
+	p->hidden = p->pid ? 0 : READ(task, tgid);
 	/* Threads have names of their own; users know the process by its leader's. */
 	if (probed) {
 		bpf_core_read(comm, sizeof(p->comm), &leader->comm);
@@ -336,12 +343,12 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 	e->shutdown = READ(sk, sk_shutdown);
 	e->err = READ(sk, sk_err);
 	if (tp) {
-		e->linger2 = READ(tp, linger2) < 0;
+		e->more = READ(tp, linger2) < 0 ? MORE_LINGER2 : 0;
 		e->unread = READ(tp, rcv_nxt) - READ(tp, copied_seq);
 		e->sent = READ(tp, bytes_sent) - READ(tp, bytes_retrans);
 		e->received = READ(tp, bytes_received);
 	} else {
-		e->linger2 = 0;
+		e->more = 0;
 		e->unread = 0;
 		e->sent = 0;
 		e->received = 0;
@@ -360,6 +367,174 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 	if (newstate == TCP_CLOSE && tp && READ_BITFIELD(tp, repair))
 		flags |= F_REPAIR;
 	e->ev.flags = flags;
+}
+
+/* The processes that --pid asks for: bit sets by PID. asked is written by the agent, heirs,
+ * their children, by process_fork: neither can lose what the other writes. As large as
+ * PIDs can be (PID_MAX_LIMIT) if filter_pids, filter_follow. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} asked SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} heirs SEC(".maps");
+
+static __always_inline __u64 *pid_word(void *set, __u32 pid)
+{
+	__u32 place = pid / 64;
+
+	return bpf_map_lookup_elem(set, &place);
+}
+
+static __always_inline bool has_pid(void *set, __u32 pid)
+{
+	__u64 *word = pid_word(set, pid);
+
+	return word && (*word >> pid % 64 & 1);
+}
+
+/* Nothing else changes this very bit: a PID is given by one fork at a time. So an atomic
+ * addition sets and clears it, which every kernel has. */
+static __always_inline void set_pid(void *set, __u32 pid, bool to)
+{
+	__u64 *word = pid_word(set, pid);
+	__u64 bit = 1ULL << pid % 64;
+
+	if (word && !(*word & bit) == to)
+		__sync_fetch_and_add(word, to ? bit : -bit);
+}
+
+static __always_inline bool is_asked(struct task_struct *task)
+{
+	__u32 pid = pid_of(task, false);
+
+	return has_pid(&asked, pid) || (filter_follow && has_pid(&heirs, pid));
+}
+
+/* The children of a process that is asked for are too; and whoever had the PID of a new
+ * process before has exited. */
+static __always_inline void inherit(struct task_struct *parent, struct task_struct *child)
+{
+	__u32 pid = pid_of(child, false);
+
+	set_pid(&asked, pid, false);
+	if (filter_follow)
+		set_pid(&heirs, pid, is_asked(parent));
+}
+
+/* Cookies of noted sockets that have sent a FIN: a minisocket may take over, which has no
+ * notes. The value says that one has. The oldest make room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u8);
+} closing SEC(".maps");
+
+/* What a process asked for has had since before it was traced, and what leads to sockets
+ * that no note could be put on: the address of an MPTCP socket's first subflow, which
+ * helpers do not take from dump_files; and port_key() of a listener, for its accept queue.
+ * Written by dump_files, read by dump_tcp and wants. The oldest make room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u8);
+} held SEC(".maps");
+
+enum {
+	HELD = 1,
+	HELD_BY_MPTCP = 2, /* of a listener: no note was put on it, so its children inherit none */
+};
+
+/* Not to be mistaken for an address. */
+static __always_inline __u64 port_key(const struct sock_common *skc)
+{
+	return (__u64)skc->skc_net.net->ns.inum << 16 | skc->skc_num;
+}
+
+static __always_inline void hold(__u64 key, __u8 how)
+{
+	bpf_map_update_elem(&held, &key, &how, BPF_ANY);
+}
+
+static __always_inline void expect_minisocket(const struct sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie((void *)sk);
+	__u8 over = 0;
+
+	bpf_map_update_elem(&closing, &cookie, &over, BPF_ANY);
+}
+
+/* It is not in FIN_WAIT1, FIN_WAIT2 or CLOSING any more. */
+static __always_inline void expect_no_minisocket(const struct sock *sk)
+{
+	__u64 cookie = sk->__sk_common.skc_cookie.counter;
+	__u8 *over = bpf_map_lookup_elem(&closing, &cookie);
+
+	if (over && !*over)
+		bpf_map_delete_elem(&closing, &cookie);
+}
+
+/* Reports whether the agent is told of a minisocket with this cookie. */
+static __always_inline bool wants_minisocket(__u64 cookie)
+{
+	return !filter_pids || bpf_map_lookup_elem(&closing, &cookie);
+}
+
+static __always_inline bool may_become_minisocket(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING;
+}
+
+/* NULL is the answer for nearly all sockets, and costs one load. */
+static __always_inline struct note *note_of(const struct sock *sk)
+{
+	return sk->sk_bpf_storage ? bpf_sk_storage_get(&notes, (void *)sk, 0, 0) : NULL;
+}
+
+static __always_inline struct note *make_note(const struct sock *sk)
+{
+	struct note *n = bpf_sk_storage_get(&notes, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+
+	if (!n) {
+		struct counters *c = counters();
+
+		COUNT(c, records_lost);
+	}
+	return n;
+}
+
+/* Reports whether a socket that makes a transition is one that a process asked for has or
+ * had, or the child of such a listener; and whether the agent hears of it for the first
+ * time. What a process does with a socket in a system call shows that it has it. */
+static __always_inline bool wants(const struct sock *sk, bool born, bool *taken)
+{
+	struct note *n = note_of(sk);
+
+	if (!n) {
+		if (born) {
+			__u64 key = port_key(&sk->__sk_common);
+			__u8 *how = bpf_map_lookup_elem(&held, &key);
+
+			if (!how || *how != HELD_BY_MPTCP)
+				return false;
+		} else if (!sk->sk_lock.owned || !is_asked(bpf_get_current_task_btf())) {
+			return false;
+		}
+		n = make_note(sk);
+	}
+	*taken = !n || !n->told;
+	if (n)
+		n->told = 1;
+	return true;
 }
 
 static __always_inline bool has_port(const volatile __u8 *set, __u16 port)
@@ -459,9 +634,14 @@ int BPF_PROG(listener_clones, const struct sock *sk)
 static __always_inline __u64 listener_of_child(const struct sock *sk)
 {
 	__u32 zero = 0;
-	__u64 *l = has_storage ? bpf_sk_storage_get(&listener_of, (void *)sk, 0, 0) :
-				 bpf_map_lookup_elem(&cloning, &zero);
+	struct note *n;
+	__u64 *l;
 
+	if (has_storage) {
+		n = bpf_sk_storage_get(&notes, (void *)sk, 0, 0);
+		return n ? n->listener : 0;
+	}
+	l = bpf_map_lookup_elem(&cloning, &zero);
 	return l ? *l : 0;
 }
 
@@ -492,15 +672,9 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 	struct counters *c = counters();
 	const struct tcp_sock *tp = NULL;
 	struct transition *e;
+	bool taken = false;
 	__u64 cookie;
 
-	if (newstate == TCP_CLOSE || newstate == TCP_CLOSE_WAIT || oldstate == TCP_CLOSE_WAIT) {
-		tp = probed ? (const struct tcp_sock *)sk :
-			      (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
-		if (!tp)
-			return;
-	}
-	COUNT(c, seen);
 	if (newstate == TCP_SYN_SENT && bpf_rdonly_cast && !probed) {
 		struct task_struct *task = bpf_get_current_task_btf();
 		struct connecting *at = connecting_of(task);
@@ -510,9 +684,26 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 			at->skaddr = (__u64)sk;
 		}
 	}
+	if (filter_pids && !probed && !wants(sk, born, &taken)) {
+		COUNT(c, filtered);
+		return;
+	}
+	if (newstate == TCP_CLOSE || newstate == TCP_CLOSE_WAIT || oldstate == TCP_CLOSE_WAIT) {
+		tp = probed ? (const struct tcp_sock *)sk :
+			      (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
+		if (!tp)
+			return;
+	}
 	if (excluded(sk, tp, oldstate, newstate, probed)) {
 		COUNT(c, filtered);
 		return;
+	}
+	COUNT(c, seen);
+	if (filter_pids && !probed) {
+		if (newstate == TCP_FIN_WAIT1)
+			expect_minisocket(sk);
+		else if (newstate == TCP_CLOSE && may_become_minisocket(oldstate))
+			expect_no_minisocket(sk);
 	}
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
@@ -532,14 +723,16 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 		cookie = bpf_get_socket_cookie((void *)sk);
 	e->ev.cookie = cookie;
 	copy_socket(e, sk, tp, newstate, probed);
+	if (taken)
+		e->more |= MORE_TAKEN;
 	no_proc(&e->proc);
 	if (e->ev.flags & F_OWNED)
 		copy_owner(e, newstate);
 	if (newstate == TCP_LISTEN && has_storage && !probed) {
-		__u64 *l = bpf_sk_storage_get(&listener_of, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		struct note *n = bpf_sk_storage_get(&notes, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
-		if (l)
-			*l = e->ev.cookie ?: (__u64)sk;
+		if (n)
+			n->listener = e->ev.cookie ?: (__u64)sk;
 	}
 	if (born)
 		e->listener = listener_of_child(sk);
@@ -603,6 +796,8 @@ static __always_inline void emit_destroy(const struct sock *sk, bool probed)
 
 	if (READ(sk, sk_protocol) != IPPROTO_TCP)
 		return;
+	if (filter_pids && !probed && !note_of(sk))
+		return;
 	if (filter_netns && READ(sk, __sk_common.skc_net.net, ns.inum) != filter_netns)
 		return;
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
@@ -661,6 +856,10 @@ static __always_inline void emit_accept(const struct sock *sk)
 	struct accept *e;
 
 	if (sk->sk_protocol != IPPROTO_TCP)
+		return;
+	/* Who else accepts what a process asked for could have had, must be known too. No
+	 * helper takes sk, so that somebody else's notes pass. */
+	if (filter_pids && !sk->sk_bpf_storage && !is_asked(bpf_get_current_task_btf()))
 		return;
 	if (filter_netns && sk->__sk_common.skc_net.net->ns.inum != filter_netns)
 		return;
@@ -722,6 +921,8 @@ static __always_inline void emit_fork(struct task_struct *parent, struct task_st
 
 	if (READ(child, pid) != READ(child, tgid)) /* a thread */
 		return;
+	if (filter_pids && !probed)
+		inherit(parent, child);
 	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 	if (!e) {
 		c = counters();
@@ -890,7 +1091,7 @@ static __always_inline bool excluded_timewait(const struct tcp_timewait_sock *tw
 {
 	const struct sock_common *skc = &tw->tw_sk.__tw_common;
 
-	return (filter_netns && skc->skc_net.net->ns.inum != filter_netns) ||
+	return !wants_minisocket(skc->skc_cookie.counter) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns) ||
 	       (filter_lport && !has_port(lports, skc->skc_num)) || excluded_peer(skc, false);
 }
 
@@ -935,8 +1136,15 @@ static __always_inline struct timewait *reserve_timewait(const struct tcp_timewa
 
 static __always_inline void timewait_begins(const struct tcp_timewait_sock *tw, __s64 ticks, bool again)
 {
-	struct timewait *e = reserve_timewait(tw);
+	struct timewait *e;
 
+	if (filter_pids) {
+		__u64 cookie = tw->tw_sk.__tw_common.skc_cookie.counter;
+		__u8 over = 1;
+
+		bpf_map_update_elem(&closing, &cookie, &over, BPF_ANY);
+	}
+	e = reserve_timewait(tw);
 	if (!e)
 		return;
 	e->why = again ? TW_AGAIN : 0;
@@ -998,6 +1206,11 @@ static __always_inline void timewait_ends(const struct tcp_timewait_sock *tw, st
 
 	if (excluded_timewait(tw))
 		return;
+	if (filter_pids) {
+		__u64 cookie = tw->tw_sk.__tw_common.skc_cookie.counter;
+
+		bpf_map_delete_elem(&closing, &cookie);
+	}
 	e = reserve_timewait(tw);
 	if (!e)
 		return;
@@ -1186,7 +1399,7 @@ int BPF_PROG(timer_begins, struct timer_list *timer)
 		bool again = p && p->tries && p->ended.ev.skaddr == (__u64)tw &&
 			     p->ended.ev.cookie == (__u64)tw->tw_sk.__tw_common.skc_cookie.counter;
 
-		if (!excluded_timewait(tw))
+		if (again || !excluded_timewait(tw))
 			timewait_begins(tw, ticks_left(timer), again);
 		return 0;
 	}
@@ -1315,20 +1528,28 @@ static __always_inline bool is_wanted(__u8 state)
 }
 
 /* Writes the row of a TCP socket. sk and tp may be the results of a cast, which
- * helpers do not take: so the cookie comes from the caller. */
+ * helpers do not take: so the cookie comes from the caller, and the note if it has one. */
 static __always_inline void write_row(struct seq_file *seq, const struct sock *sk, const struct tcp_sock *tp,
-				      __u64 cookie, struct task_struct *task, int fd, bool probed)
+				      __u64 cookie, struct note *note, struct task_struct *task, int fd, bool probed)
 {
 	__u8 state = READ(sk, __sk_common.skc_state);
 	struct socket_row row = {};
+	bool taken = false;
 
 	if (filter_netns && READ(sk, __sk_common.skc_net.net, ns.inum) != filter_netns)
 		return;
 	copy_header(&row.tr.ev, sk, EVENT_SOCKET, probed);
+	/* A transition that is later than the row may rely on it. */
+	if (note) {
+		taken = !note->told;
+		note->told = 1;
+	}
 	row.tr.ev.cookie = cookie;
 	row.tr.ev.oldstate = state;
 	row.tr.ev.newstate = state;
 	copy_socket(&row.tr, sk, tp, state, probed);
+	if (taken)
+		row.tr.more |= MORE_TAKEN;
 	if (task) {
 		copy_proc(&row.tr.proc, task, false);
 		row.thread = task->pid != task->tgid;
@@ -1355,24 +1576,66 @@ static __always_inline bool is_stream(const struct sock *sk, int protocol, bool 
 	       (family == AF_INET || family == AF_INET6);
 }
 
+/* Reports whether dump_files has found that a process asked for has the socket, or the
+ * listener in whose queue it is: or it may be another with the same port, for the agent to tell apart. */
+static __always_inline bool is_held(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_lookup_elem(&held, &key))
+		return true;
+	if (sk->sk_socket || sk->__sk_common.skc_flags & (1UL << SOCK_DEAD))
+		return false;
+	key = port_key(&sk->__sk_common);
+	return bpf_map_lookup_elem(&held, &key);
+}
+
+/* The note of a socket that a scan has found, under filter_pids; NULL if nobody asks for
+ * it. task has it, if that is known. */
+static __always_inline struct note *note_found(struct sock *sk, struct task_struct *task)
+{
+	struct note *n = note_of(sk);
+	__u8 state;
+
+	if (n || !(task ? is_asked(task) : is_held(sk)))
+		return n;
+	n = make_note(sk);
+	state = sk->__sk_common.skc_state;
+	if (n && state == TCP_LISTEN) {
+		n->listener = bpf_get_socket_cookie(sk);
+		hold(port_key(&sk->__sk_common), HELD);
+	} else if (may_become_minisocket(state)) {
+		expect_minisocket(sk);
+	}
+	return n;
+}
+
 static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct task_struct *task, int fd)
 {
+	struct note *n = NULL;
 	struct tcp_sock *tp;
 	__u64 cookie;
 
-	if (!is_wanted(sk->__sk_common.skc_state) || !is_stream(sk, IPPROTO_TCP, false))
+	if (!is_stream(sk, IPPROTO_TCP, false))
+		return;
+	if (filter_pids) {
+		n = note_found(sk, task);
+		if (!n)
+			return;
+	}
+	if (!is_wanted(sk->__sk_common.skc_state))
 		return;
 	tp = (struct tcp_sock *)bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return;
 	cookie = has_cookies ? bpf_get_socket_cookie(sk) : sk->__sk_common.skc_cookie.counter;
 	if (sk->__sk_common.skc_state == TCP_LISTEN && has_storage) {
-		__u64 *l = bpf_sk_storage_get(&listener_of, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		struct note *l = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
 		if (l)
-			*l = cookie ?: (__u64)sk;
+			l->listener = cookie ?: (__u64)sk;
 	}
-	write_row(seq, sk, tp, cookie, task, fd, false);
+	write_row(seq, sk, tp, cookie, n, task, fd, false);
 }
 
 /* What a process has of an MPTCP connection is the outer socket, and what is traced
@@ -1386,9 +1649,18 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
 		return;
 	first = CAST(struct mptcp_sock, sk)->first;
-	if (first && is_stream(first, IPPROTO_TCP, false) && is_wanted(first->__sk_common.skc_state))
-		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, task, fd,
-			  false);
+	if (!first || !is_stream(first, IPPROTO_TCP, false))
+		return;
+	if (filter_pids && is_asked(task)) {
+		hold((__u64)first, HELD);
+		if (first->__sk_common.skc_state == TCP_LISTEN)
+			hold(port_key(&first->__sk_common), HELD_BY_MPTCP);
+	} else if (filter_pids && !first->sk_bpf_storage) {
+		return;
+	}
+	if (is_wanted(first->__sk_common.skc_state))
+		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, NULL, task,
+			  fd, false);
 }
 
 /* What is no socket, yet or any more: a connection that is being accepted (a
@@ -1405,7 +1677,8 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 		if (tw)
 			tw_handler = (__u64)tw->tw_sk.tw_timer.function;
 	}
-	if (!is_wanted(skc->skc_state) || (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
+	if (!is_wanted(skc->skc_state) || !wants_minisocket(skc->skc_cookie.counter) ||
+	    (filter_netns && skc->skc_net.net->ns.inum != filter_netns))
 		return;
 	if (skc->skc_state == TCP_NEW_SYN_RECV) {
 		state = TCP_SYN_RECV;
@@ -1506,7 +1779,7 @@ int dump_files_probed(struct bpf_iter__task_file *ctx)
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (is_wanted(state))
 		write_row(ctx->meta->seq, sk, (const struct tcp_sock *)sk,
-			  BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), task, ctx->fd, true);
+			  BPF_CORE_READ(sk, __sk_common.skc_cookie.counter), NULL, task, ctx->fd, true);
 	return 0;
 }
 
@@ -1520,7 +1793,7 @@ int BPF_PROG(try_cookies, struct sock *sk)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(try_storage, struct sock *sk)
 {
-	return bpf_sk_storage_get(&listener_of, sk, 0, 0) != NULL;
+	return bpf_sk_storage_get(&notes, sk, 0, 0) != NULL;
 }
 
 SEC("tp_btf/inet_sock_set_state")

@@ -49,6 +49,12 @@ struct proc {
 	__u8 comm[16];
 };
 
+enum transition_more {
+	MORE_LINGER2 = 1 << 0, /* TCP_LINGER2 < 0: no FIN_WAIT2 without a process */
+	MORE_TAKEN = 1 << 1,   /* the first that is told of the socket: what came before was turned
+				* away, since no process that --pid asks for was known to have it */
+};
+
 struct transition {
 	struct event ev;
 	struct proc proc; /* only with F_OWNED: a bystander's name never leaves the kernel */
@@ -56,12 +62,12 @@ struct transition {
 	__u16 lport; /* host order; 0: not chosen yet */
 	__u16 rport;
 	__u8 shutdown; /* sk_shutdown: 1 RCV, 2 SEND */
-	__u8 linger2;  /* TCP_LINGER2 < 0: no FIN_WAIT2 without a process */
+	__u8 more;     /* enum transition_more */
 	__u8 laddr[16];
 	__u8 raddr[16];
 	__u64 listener; /* LISTEN -> SYN_RECV: the listener's cookie */
 	__u32 err;      /* sk_err */
-	/* These, and linger2, are 0 but into CLOSE_WAIT, out of it, and into CLOSE. */
+	/* These, and MORE_LINGER2, are 0 but into CLOSE_WAIT, out of it, and into CLOSE. */
 	__u32 unread;   /* rcv_nxt - copied_seq, a received FIN included */
 	__u64 sent;     /* payload bytes sent, without retransmissions */
 	__u64 received; /* payload bytes received, a received FIN included */

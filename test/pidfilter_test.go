@@ -2,8 +2,13 @@ package livetest
 
 import (
 	"fmt"
+	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // strangers reports each record that is about a socket which the filter should
@@ -103,4 +108,157 @@ func TestAWorkersPIDGivesWhatThatWorkerAccepted(t *testing.T) {
 	})
 	strangers(t, runs[0].records, wanted)
 	checkAll(s, runs[0], wants)
+}
+
+// filtersProcesses reports whether the kernel side turns away what nobody asks for, by the
+// facilities that it takes.
+func filtersProcesses(stats *record) bool {
+	return stats.Probes["tasks"] == "task_btf" && stats.Probes["cookies"] == "helper" && stats.Probes["listeners"] == "sk_storage"
+}
+
+// What is no business of a process that is asked for costs the host no more than a look.
+func TestWhatOthersDoDoesNotLeaveTheKernel(t *testing.T) {
+	t.Parallel()
+	ns := newNetns(t)
+	idle, cli, srv := startAgent(t, ns, "idle"), startAgent(t, ns, "cli"), startAgent(t, ns, "srv")
+	l := srv.listen(anyPort4)
+	_, before := pair(cli, l)
+	tr := startTracer(t, "--pid", fmt.Sprint(idle.pid))
+	const n = 20
+	bulkConnections(cli, l, n, true)
+	before.close()
+	srv.spawn("heir", l).exit()
+	ns.endMinisockets(t)
+	run := tr.stop()
+	stats := lastStats(run.records)
+	if len(run.records) != 1 {
+		t.Errorf("%d records, want the stats alone: %s", len(run.records), run.records[0].summary())
+	}
+	switch {
+	case !filtersProcesses(stats):
+		if stats.Delivered < 10*n || stats.Filtered != 0 {
+			t.Errorf("delivered %d, filtered %d; without socket storage all are to be delivered", stats.Delivered, stats.Filtered)
+		}
+	case stats.Delivered != 0 || stats.Filtered < 10*n || stats.Tracked != 0:
+		t.Errorf("delivered %d, filtered %d, sockets_tracked %d; want 0, %d at the least, 0",
+			stats.Delivered, stats.Filtered, stats.Tracked, 10*n)
+	}
+}
+
+// passing is two agents, of which the first can pass descriptors to the second.
+func (s *scene) passing() (giver, taker *agent) {
+	s.t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	giving, taking := os.NewFile(uintptr(fds[0]), "giving"), os.NewFile(uintptr(fds[1]), "taking")
+	defer giving.Close()
+	defer taking.Close()
+	return s.agent("giver", giving), s.agent("taker", taking)
+}
+
+// Nobody tells of a descriptor that changes hands. What its new holder does with it, does.
+func TestASocketThatWasPassedIsShownFromWhatItsNewHolderDoes(t *testing.T) {
+	t.Parallel()
+	var taken *sock
+	_, runs := playComplete(t, func(s *scene) {
+		cli := s.agent("cli")
+		giver, taker := s.passing()
+		s.trace("--pid", fmt.Sprint(taker.pid))
+		c, d := pair(cli, giver.listen(anyPort4))
+		giver.sendFD(d)
+		taken = taker.receiveFD(d)
+		d.close()
+		c.close()
+		taken.read("")
+		time.Sleep(lag)
+		taken.close()
+		s.await(func(rs []record) bool { return len(connectionsOf(rs, taken.id())) > 0 })
+	})
+	strangers(t, runs[0].records, map[string]string{taken.id(): "passed"})
+	if got := path(transitionsOf(runs[0].records, taken.id())); got != "CW LA C" {
+		t.Errorf("path %q, want %q", got, "CW LA C")
+	}
+	for _, r := range connectionsOf(runs[0].records, taken.id()) {
+		if orNull(r.End) != "fin" || orNull(r.CloseCall) != "close" || orNull(r.Closer) != "remote" || r.Pid == nil || *r.Pid != taken.a.pid {
+			t.Errorf("closed by %s, end %s, close_call %s, owner %s; want remote, fin, close, the new holder",
+				orNull(r.Closer), orNull(r.End), orNull(r.CloseCall), r.owner())
+		}
+		if r.Start != nil && filtersProcesses(lastStats(runs[0].records)) {
+			t.Errorf("start %v, want null: what its giver did was no business of the process asked for", r.Start)
+		}
+	}
+}
+
+// A service manager passes listeners on. The first accept() tells of one, and from the scan
+// that this asks for on it is like any other.
+func TestTheConnectionsOfAPassedListenerAreSoonSeenWhole(t *testing.T) {
+	t.Parallel()
+	var stories []string
+	playComplete(t, func(s *scene) {
+		cli := s.agent("cli")
+		giver, taker := s.passing()
+		s.trace("--pid", fmt.Sprint(taker.pid))
+		l := giver.listen(anyPort4)
+		giver.sendFD(l)
+		taken := taker.receiveFD(l)
+		stories = nil
+		for range 60 { // for as long as it may take until there is a scan
+			c := cli.dial(l)
+			d := taken.accept()
+			c.close()
+			d.read("")
+			time.Sleep(lag)
+			d.close()
+			s.await(func(rs []record) bool { return len(connectionsOf(rs, d.id())) > 0 })
+			var story string
+			s.tr.waitFor(func(rs []record) bool { story = path(transitionsOf(rs, d.id())); return true })
+			if stories = append(stories, story); story == "L SR E CW LA C" {
+				return
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+	})
+	for i, story := range stories {
+		if last := i == len(stories)-1; !strings.HasSuffix("L SR E CW LA C", story) || story == "" || last && story != "L SR E CW LA C" {
+			t.Errorf("connection %d of %d: path %q, want the end of it, and all of it at last", i+1, len(stories), story)
+		}
+	}
+}
+
+// Programs in Go listen by MPTCP, and what they hold then is not what is traced.
+func TestAListenerOfGosFromBeforeTheStartHasItsConnections(t *testing.T) {
+	t.Parallel()
+	ns := newNetns(t)
+	var l net.Listener
+	ns.do(t, func() {
+		var err error
+		if l, err = net.Listen("tcp", anyPort4); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer l.Close()
+	cli := startAgent(t, ns, "cli")
+	tr := startTracer(t, "--netns", fmt.Sprint(ns.inode), "--pid", fmt.Sprint(os.Getpid()))
+	c := cli.socket(anyPort4)
+	c.connect(l.Addr().(*net.TCPAddr).AddrPort())
+	d, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+	_, _ = d.Read(make([]byte, 1)) // end-of-file
+	time.Sleep(lag)
+	d.Close()
+	server := &sock{local: c.remote, remote: c.local}
+	tr.waitFor(func(rs []record) bool { return len(storyOf(rs, server)) >= 5 })
+	run := tr.stop()
+	if got := path(storyOf(run.records, server)); got != "L SR E CW LA C" {
+		t.Errorf("path %q, want %q", got, "L SR E CW LA C")
+	}
+	run.checkNothingLost(t)
+	if got := storyOf(run.records, c); len(got) != 0 {
+		t.Errorf("the client's end is told of: %s", got[0].summary())
+	}
 }

@@ -286,9 +286,9 @@ func (r *runner) family() error {
 	if !r.cfg.filter.Follow && r.cfg.record == "" {
 		return nil
 	}
-	all, err := r.proc.Processes()
+	all, err := r.followed()
 	if err != nil {
-		return fmt.Errorf("list processes: %w", err)
+		return err
 	}
 	ktime, _ := probe.Clock()
 	byPid := map[uint32]events.Proc{}
@@ -307,6 +307,35 @@ func (r *runner) family() error {
 		}
 	}
 	return nil
+}
+
+// followed returns all processes, once the kernel side has been told of the descendants of
+// those that are asked for. It adds the children that these have from then on: so another
+// look must show none that had come before.
+func (r *runner) followed() ([]procinfo.Process, error) {
+	asked := map[uint32]bool{}
+	for _, pid := range r.cfg.filter.Pids {
+		asked[pid] = true
+	}
+	for {
+		all, err := r.proc.Processes()
+		if err != nil {
+			return nil, fmt.Errorf("list processes: %w", err)
+		}
+		var more []uint32
+		for _, p := range all {
+			if r.cfg.filter.Follow && asked[p.Ppid] && !asked[p.Pid] {
+				asked[p.Pid] = true
+				more = append(more, p.Pid)
+			}
+		}
+		if len(more) == 0 {
+			return all, nil
+		}
+		if err := r.kernel.Ask(more); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (r *runner) loop(ctx context.Context) error {

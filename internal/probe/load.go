@@ -17,6 +17,15 @@ import (
 // The inode number of the initial PID namespace (PROC_PID_INIT_INO).
 const initialPidns = 0xEFFFFFFC
 
+// Where the kernel side filters by process. PIDs are less than maxPid (PID_MAX_LIMIT).
+// maxClosing is as many minisockets as net.ipv4.tcp_max_tw_buckets allows by default
+// where memory is not scarce; these and maxHeld take some 10 MB of the kernel's memory.
+const (
+	maxPid     = 1 << 22
+	maxClosing = 1 << 17
+	maxHeld    = 1 << 14
+)
+
 // loader loads the programs one by one, or those together that are of no use alone, so
 // that one which the kernel refuses does not sink the others. They share the maps of the
 // first.
@@ -24,6 +33,7 @@ type loader struct {
 	spec     *ebpf.CollectionSpec
 	opts     ebpf.CollectionOptions
 	initial  bool    // we are in the initial PID namespace
+	byPid    bool    // a process is asked for: what it has nothing to do with need not leave the kernel
 	tried    bool    // each helper
 	missing  []error // what came of it
 	mayProbe error   // why bpf_probe_read_kernel may not be called; nil: it may
@@ -143,10 +153,17 @@ func (p *Probe) loadWithHelpers(l *loader, program string) (*ebpf.Collection, er
 
 // loadWithout loads a program that does without the helpers that have an error.
 func (p *Probe) loadWithout(l *loader, program string, errs []error) (*ebpf.Collection, error) {
+	p.byPid = l.byPid
 	for k, h := range helpers {
 		if err := l.spec.Variables[h.variable].Set(errs[k] == nil); err != nil {
 			return nil, fmt.Errorf("set %s: %w", h.variable, err)
 		}
+		if h.variable != tcptraceVarHasNumbers {
+			p.byPid = p.byPid && errs[k] == nil
+		}
+	}
+	if err := l.spec.Variables[tcptraceVarFilterPids].Set(p.byPid); err != nil {
+		return nil, fmt.Errorf("set filter_pids: %w", err)
 	}
 	return l.load(program)
 }
@@ -161,6 +178,14 @@ func (l *loader) configure(cfg Config) error {
 		return err
 	}
 	l.initial = pidns == 0
+	if l.byPid = len(f.Pids) > 0 && !cfg.Snapshot; l.byPid {
+		spec.Maps[tcptraceMapAsked].MaxEntries = maxPid / 64
+		spec.Maps[tcptraceMapClosing].MaxEntries = maxClosing
+		spec.Maps[tcptraceMapHeld].MaxEntries = maxHeld
+	}
+	if l.byPid && f.Follow {
+		spec.Maps[tcptraceMapHeirs].MaxEntries = maxPid / 64
+	}
 	l.mayProbe = features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel)
 	if cfg.Ways["tasks"] == None || cfg.Ways["pid_namespace"] == None {
 		l.mayProbe = errForced
@@ -178,6 +203,7 @@ func (l *loader) configure(cfg Config) error {
 		tcptraceVarJiffyNs:      jiffy(),
 		tcptraceVarMayProbe:     l.mayProbe == nil,
 		tcptraceVarWakeupBytes:  uint64(cfg.RingBytes / 8),
+		tcptraceVarFilterFollow: f.Follow,
 		tcptraceVarFilterNetns:  f.Netns,
 		tcptraceVarFilterFamily: family,
 		tcptraceVarFilterLport:  len(f.Lports) > 0,
@@ -223,6 +249,26 @@ func portSet(ports []uint16) [65536 / 8]byte {
 		set[p/8] |= 1 << (p % 8)
 	}
 	return set
+}
+
+// Ask adds processes to those that are asked for, by their PIDs in our PID namespace, where
+// the kernel side filters by process. What their children do, with Filter.Follow, it then
+// learns by itself.
+func (p *Probe) Ask(pids []uint32) error {
+	if !p.byPid {
+		return nil
+	}
+	asked := p.core.Maps[tcptraceMapAsked]
+	for _, pid := range pids {
+		var word uint64
+		if err := asked.Lookup(pid/64, &word); err != nil {
+			return fmt.Errorf("ask for process %d: %w", pid, err)
+		}
+		if err := asked.Put(pid/64, word|1<<(pid%64)); err != nil {
+			return fmt.Errorf("ask for process %d: %w", pid, err)
+		}
+	}
+	return nil
 }
 
 func (p *Probe) fillRemotes(cfg Config) error {

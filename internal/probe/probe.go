@@ -55,6 +55,7 @@ type Probe struct {
 	variants []Variant
 	forced   map[string]string // Config.Ways
 	pause    func()            // Config.Pause
+	byPid    bool              // the kernel side turns away what processes have that nobody asks for
 
 	setState           *ebpf.Program
 	look               *ebpf.Program // nil where nothing has to be looked at
@@ -172,6 +173,9 @@ func (p *Probe) openTransitions(l *loader, cfg Config) (string, error) {
 	}
 	p.setState = p.core.Programs[w.program]
 	if err := p.fillRemotes(cfg); err != nil {
+		return "", err
+	}
+	if err := p.Ask(cfg.Filter.Pids); err != nil {
 		return "", err
 	}
 	if p.ring, err = openRing(p.core.Maps[tcptraceMapEvents]); err != nil {
@@ -314,7 +318,7 @@ func (p *Probe) Books() (events.Books, error) {
 	}
 	var b events.Books
 	for _, c := range perCPU {
-		b.Seen += c.Seen
+		b.Seen += c.Seen + c.Filtered
 		b.Filtered += c.Filtered
 		b.RingFull += c.RingFull
 		b.RecordsLost += c.RecordsLost

@@ -92,6 +92,16 @@ func (p *Probe) descriptors(states uint32, f func(raw []byte) error) error {
 	if p.files == nil {
 		return nil
 	}
+	if p.byPid {
+		// Of those who have a socket, the one that is asked for may come last: so that no
+		// row is missing, the first walk makes none.
+		if err := p.want(0); err != nil {
+			return err
+		}
+		if err := p.readRows(p.files, f); err != nil {
+			return err
+		}
+	}
 	if err := p.want(states); err != nil {
 		return err
 	}

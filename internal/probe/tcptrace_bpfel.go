@@ -81,6 +81,13 @@ type tcptraceLooks struct {
 	}
 }
 
+type tcptraceNote struct {
+	_        structs.HostLayout
+	Listener uint64
+	Told     uint8
+	_        [7]byte
+}
+
 type tcptracePacket struct {
 	_      structs.HostLayout
 	Twaddr uint64
@@ -163,7 +170,7 @@ type tcptraceTransition struct {
 	Lport    uint16
 	Rport    uint16
 	Shutdown uint8
-	Linger2  uint8
+	More     uint8
 	Laddr    [16]uint8
 	Raddr    [16]uint8
 	Listener uint64
@@ -177,14 +184,18 @@ type tcptraceTransition struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcptraceMapAsked                  = "asked"
 	tcptraceMapCallers                = "callers"
 	tcptraceMapCloning                = "cloning"
+	tcptraceMapClosing                = "closing"
 	tcptraceMapConnecting             = "connecting"
 	tcptraceMapCounts                 = "counts"
 	tcptraceMapEvents                 = "events"
+	tcptraceMapHeirs                  = "heirs"
+	tcptraceMapHeld                   = "held"
 	tcptraceMapLastSeen               = "last_seen"
-	tcptraceMapListenerOf             = "listener_of"
 	tcptraceMapLooks                  = "looks"
+	tcptraceMapNotes                  = "notes"
 	tcptraceMapPackets                = "packets"
 	tcptraceMapRemotes                = "remotes"
 	tcptraceMapWanted                 = "wanted"
@@ -219,8 +230,10 @@ const (
 	tcptraceProgTryStorage            = "try_storage"
 	tcptraceProgTryTask               = "try_task"
 	tcptraceVarFilterFamily           = "filter_family"
+	tcptraceVarFilterFollow           = "filter_follow"
 	tcptraceVarFilterLport            = "filter_lport"
 	tcptraceVarFilterNetns            = "filter_netns"
+	tcptraceVarFilterPids             = "filter_pids"
 	tcptraceVarFilterRemote           = "filter_remote"
 	tcptraceVarFilterRport            = "filter_rport"
 	tcptraceVarHasCookies             = "has_cookies"
@@ -326,14 +339,18 @@ type tcptraceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceMapSpecs struct {
+	Asked      *ebpf.MapSpec `ebpf:"asked"`
 	Callers    *ebpf.MapSpec `ebpf:"callers"`
 	Cloning    *ebpf.MapSpec `ebpf:"cloning"`
+	Closing    *ebpf.MapSpec `ebpf:"closing"`
 	Connecting *ebpf.MapSpec `ebpf:"connecting"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
+	Heirs      *ebpf.MapSpec `ebpf:"heirs"`
+	Held       *ebpf.MapSpec `ebpf:"held"`
 	LastSeen   *ebpf.MapSpec `ebpf:"last_seen"`
-	ListenerOf *ebpf.MapSpec `ebpf:"listener_of"`
 	Looks      *ebpf.MapSpec `ebpf:"looks"`
+	Notes      *ebpf.MapSpec `ebpf:"notes"`
 	Packets    *ebpf.MapSpec `ebpf:"packets"`
 	Remotes    *ebpf.MapSpec `ebpf:"remotes"`
 	Wanted     *ebpf.MapSpec `ebpf:"wanted"`
@@ -344,8 +361,10 @@ type tcptraceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcptraceVariableSpecs struct {
 	FilterFamily     *ebpf.VariableSpec `ebpf:"filter_family"`
+	FilterFollow     *ebpf.VariableSpec `ebpf:"filter_follow"`
 	FilterLport      *ebpf.VariableSpec `ebpf:"filter_lport"`
 	FilterNetns      *ebpf.VariableSpec `ebpf:"filter_netns"`
+	FilterPids       *ebpf.VariableSpec `ebpf:"filter_pids"`
 	FilterRemote     *ebpf.VariableSpec `ebpf:"filter_remote"`
 	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
 	HasCookies       *ebpf.VariableSpec `ebpf:"has_cookies"`
@@ -393,14 +412,18 @@ func (o *tcptraceObjects) Close() error {
 //
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceMaps struct {
+	Asked      *ebpf.Map `ebpf:"asked"`
 	Callers    *ebpf.Map `ebpf:"callers"`
 	Cloning    *ebpf.Map `ebpf:"cloning"`
+	Closing    *ebpf.Map `ebpf:"closing"`
 	Connecting *ebpf.Map `ebpf:"connecting"`
 	Counts     *ebpf.Map `ebpf:"counts"`
 	Events     *ebpf.Map `ebpf:"events"`
+	Heirs      *ebpf.Map `ebpf:"heirs"`
+	Held       *ebpf.Map `ebpf:"held"`
 	LastSeen   *ebpf.Map `ebpf:"last_seen"`
-	ListenerOf *ebpf.Map `ebpf:"listener_of"`
 	Looks      *ebpf.Map `ebpf:"looks"`
+	Notes      *ebpf.Map `ebpf:"notes"`
 	Packets    *ebpf.Map `ebpf:"packets"`
 	Remotes    *ebpf.Map `ebpf:"remotes"`
 	Wanted     *ebpf.Map `ebpf:"wanted"`
@@ -408,14 +431,18 @@ type tcptraceMaps struct {
 
 func (m *tcptraceMaps) Close() error {
 	return _TcptraceClose(
+		m.Asked,
 		m.Callers,
 		m.Cloning,
+		m.Closing,
 		m.Connecting,
 		m.Counts,
 		m.Events,
+		m.Heirs,
+		m.Held,
 		m.LastSeen,
-		m.ListenerOf,
 		m.Looks,
+		m.Notes,
 		m.Packets,
 		m.Remotes,
 		m.Wanted,
@@ -427,8 +454,10 @@ func (m *tcptraceMaps) Close() error {
 // It can be passed to loadTcptraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcptraceVariables struct {
 	FilterFamily     *ebpf.Variable `ebpf:"filter_family"`
+	FilterFollow     *ebpf.Variable `ebpf:"filter_follow"`
 	FilterLport      *ebpf.Variable `ebpf:"filter_lport"`
 	FilterNetns      *ebpf.Variable `ebpf:"filter_netns"`
+	FilterPids       *ebpf.Variable `ebpf:"filter_pids"`
 	FilterRemote     *ebpf.Variable `ebpf:"filter_remote"`
 	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
 	HasCookies       *ebpf.Variable `ebpf:"has_cookies"`

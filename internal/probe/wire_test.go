@@ -29,7 +29,7 @@ func wireTransition(kind uint8) (w tcptraceTransition) {
 	w.Ev.KtimeNs, w.Ev.Skaddr, w.Ev.Cookie, w.Ev.Netns = 1<<40+1, 1<<63+2, 1<<41+3, 4
 	w.Ev.Kind, w.Ev.Oldstate, w.Ev.Newstate, w.Ev.Flags = kind, 5, 6, 0xa7
 	w.Proc.Pid, w.Proc.Hidden, w.Proc.Comm = 8, 9, [16]uint8{'n', 'g', 'i', 'n', 'x'}
-	w.Family, w.Lport, w.Rport, w.Shutdown, w.Linger2 = 10, 11, 12, 3, 1
+	w.Family, w.Lport, w.Rport, w.Shutdown, w.More = 10, 11, 12, 3, 1
 	w.Laddr, w.Raddr = addr(1), addr(2)
 	w.Listener, w.Err, w.Unread, w.Sent, w.Received = 1<<42+13, 14, 15, 1<<43+16, 1<<44+17
 	return w
@@ -65,7 +65,9 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 
 	// Fields that are the only one set find those that are mixed up.
 	guarded, stamped := tcptraceSocketRow{Fd: -1, Guarded: 1}, tcptraceSocketRow{Fd: -1, Stamped: 1}
-	for _, r := range []*tcptraceSocketRow{&guarded, &stamped} {
+	taken := tcptraceSocketRow{Fd: -1}
+	taken.Tr.More = 2
+	for _, r := range []*tcptraceSocketRow{&guarded, &stamped, &taken} {
 		r.Tr.Ev.Kind, r.Tr.Ev.Oldstate, r.Tr.Ev.Newstate = 4, 6, 6
 	}
 
@@ -90,6 +92,7 @@ func TestDecodeReadsWhatTheCompilerLaysOut(t *testing.T) {
 		{"socket", row, decodedRow},
 		{"guarded socket", guarded, events.Event{Kind: events.Socket, Old: 6, New: 6, Fd: -1, Guarded: true}},
 		{"stamped socket", stamped, events.Event{Kind: events.Socket, Old: 6, New: 6, Fd: -1, Stamped: true}},
+		{"socket that was taken", taken, events.Event{Kind: events.Socket, Old: 6, New: 6, Fd: -1, Taken: true}},
 		{"minisocket", over, events.Event{
 			Ktime: 1<<40 + 1, Skaddr: 1<<63 + 2, Cookie: 1<<41 + 3, Netns: 4, Kind: events.Minisocket,
 			Old: events.TimeWait, New: events.Close, Left: -5, Lport: 6, Rport: 7, Why: events.WhySyn, Stamped: true,

@@ -8,8 +8,9 @@ import (
 )
 
 // Filter says which sockets records are made for. Its parts combine with AND;
-// an empty part lets everything through. All but the first four can be decided in
-// the kernel too, which does so early where it can.
+// an empty part lets everything through. All but Comms and Container can be decided in
+// the kernel too, which does so early where it can: by Pids and Follow, as far as none of
+// these processes is known to have the socket.
 type Filter struct {
 	Pids      []uint32 // processes that hold or held the socket, in the agent's PID namespace
 	Comms     []events.Comm

@@ -82,6 +82,58 @@ func TestASocketThatAPidReceivesIsItsFromThenOn(t *testing.T) {
 	)
 }
 
+// taken says that the kernel side has turned away what came before.
+func taken(ev *events.Event) { ev.Taken = true }
+
+// What the kernel side has turned away was not lost.
+func TestWhatCameBeforeASocketWasTakenIsNotMissed(t *testing.T) {
+	s := newStory(t, pids(9))
+	s.pass(1)
+	s.steps(server, "CW>LA", by(9, "heir"), shut(3), taken)
+	s.steps(server, "LA>C", with(orphan|events.Done))
+	s.tells(
+		"5 heir(9,close) CW>LA ?",
+		"5 heir(9,close) LA>C 1",
+		"5 heir(9,close) connection role= life=? closer=remote end=fin call=close CW=? LA=1",
+	)
+	if n := s.tr.Counts().Missed; n != 0 {
+		t.Errorf("missed %d, want 0", n)
+	}
+	// What is not taken, and not known, is.
+	other := nth(1)
+	s.steps(other, "CW>LA", by(9, "heir"), shut(3))
+	if n := s.tr.Counts().Missed; n != 1 {
+		t.Errorf("missed %d, want 1", n)
+	}
+}
+
+func TestASocketThatALaterScanTakesIsKnownFromThenOn(t *testing.T) {
+	s := newStory(t, pids(9))
+	s.pass(1)
+	s.scan(holds(server, "E", 9, "heir", 4, taken), holds(nth(1), "E", 9, "heir", 5))
+	if n := s.tr.Counts().Tracked; n != 1 {
+		t.Errorf("tracks %d sockets, want the one that was taken", n)
+	}
+	s.steps(server, "E>CW", with(events.HasSocket|events.Done))
+	s.tells("5 heir(9,fd) E>CW ?")
+	if n := s.tr.Counts().Missed; n != 0 {
+		t.Errorf("missed %d, want 0", n)
+	}
+}
+
+// Its listener is one that nothing has told of: what comes of it may be turned away.
+func TestWhoAcceptsWhatIsNotKnownIsLookedAt(t *testing.T) {
+	s := newStory(t, pids(9))
+	s.accept(server, 8, "other")
+	if got := s.tr.WantScan(); got != WantNothing {
+		t.Errorf("another process accepts: wants scan %d, want none", got)
+	}
+	s.accept(server, 9, "heir")
+	if got := s.tr.WantScan(); got != WantOwners {
+		t.Errorf("the process asked for accepts: wants scan %d, want %d", got, WantOwners)
+	}
+}
+
 func TestFollowTakesChildrenAndOnlyThose(t *testing.T) {
 	f := pids(1)
 	f.Follow = true

@@ -142,7 +142,7 @@ func (t *Tracker) row(ev *events.Event) {
 	if i == 0 {
 		// After the first scan a socket that is not known is one whose events
 		// are still to be read, or were missed.
-		if t.scanDone {
+		if t.scanDone && !ev.Taken {
 			t.meet(ev)
 			return
 		}

@@ -212,6 +212,10 @@ func (t *Tracker) Observe(ev *events.Event) {
 			case events.CloseWait:
 				c.active = ev.Ktime // whoever has it now, has it only since now
 			}
+		} else if t.scanDone && t.filter.ByProcess() && t.procs.match(ev.Proc.Pid, &ev.Proc.Comm) {
+			// It has got hold of the listener in a way that nothing tells of, so that
+			// the kernel side may turn away what comes of it until a scan has found it.
+			t.wantOwners = true
 		}
 	case events.Socket:
 		t.row(ev)

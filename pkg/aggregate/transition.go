@@ -184,7 +184,9 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			c.since, c.exact = ev.Ktime, false
 			if !stale {
 				c.spend(c.state, Unknown)
-				t.miss(c)
+				if !ev.Taken {
+					t.miss(c)
+				}
 			}
 			c.foundIn(ev.Old)
 			t.enter(i, ev.Old)
@@ -207,7 +209,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	switch {
 	case opens:
 		t.begun(i, ev)
-	case t.settled != 0 && ev.Ktime > t.settled:
+	case t.settled != 0 && ev.Ktime > t.settled && !ev.Taken:
 		c.learn(ev)
 		if t.filter.byEnds(&c.ends, ev.Old == events.Listen) != no {
 			t.miss(c)

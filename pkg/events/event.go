@@ -110,6 +110,7 @@ type Event struct {
 	Listener uint64 // cookie of the listener, with Old == Listen
 	Err      uint32 // sk_err, an errno
 	Linger2  bool   // TCP_LINGER2 < 0: no FIN_WAIT2 without a process
+	Taken    bool   // the first that is told of the socket: the kernel side has turned away what came before
 	Unread   uint32 // bytes that the application has not read, and 1 for an unread FIN
 	Sent     uint64 // payload bytes, retransmissions not counted
 	Received uint64 // payload bytes, and 1 for a received FIN
@@ -306,7 +307,8 @@ func decodeSocket(b []byte, ev *Event) error {
 	ev.Lport = le.Uint16(b[58:])
 	ev.Rport = le.Uint16(b[60:])
 	ev.Shutdown = b[62]
-	ev.Linger2 = b[63] != 0
+	ev.Linger2 = b[63]&1 != 0
+	ev.Taken = b[63]&2 != 0
 	ev.Laddr = Addr(b[64:80])
 	ev.Raddr = Addr(b[80:96])
 	ev.Listener = le.Uint64(b[96:])
