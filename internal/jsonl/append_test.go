@@ -144,21 +144,3 @@ func TestATransitionIsWrittenAsByTheStandardLibrary(t *testing.T) {
 		same(t, string(got), slowly(&tr, wall))
 	}
 }
-
-// Whatever a record holds, it is written without an allocation.
-func TestRecordsOfSocketsAllocateNothing(t *testing.T) {
-	e := Encoder{Wall: wall}
-	tr := aggregate.Transition{Ends: ends(), Old: events.Close, New: events.SynSent, Container: inPod}
-	tr.Container.ID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	c := activeClose(t)
-	c.Container = tr.Container
-	buf := make([]byte, 0, 1<<12)
-	for what, write := range map[string]func(){
-		"transition": func() { buf = e.Transition(buf[:0], &tr) },
-		"connection": func() { buf = e.Connection(buf[:0], c) },
-	} {
-		if n := testing.AllocsPerRun(100, write); n != 0 {
-			t.Errorf("%s: got %v allocations, want 0", what, n)
-		}
-	}
-}
