@@ -200,14 +200,12 @@ func (t *Tracker) Scanned(s events.Scan) {
 
 func (t *Tracker) firstScan() {
 	t.ownQueued()
-	for _, w := range t.scanned {
-		i := t.stillThere(w)
-		if i == 0 {
-			continue
+	for i, c := range t.table.all() {
+		if c.asOf == 0 {
+			continue // it has a story since
 		}
 		t.decide(i)
 		t.yield(i)
-		c := t.table.at(i)
 		if c.verdict == yes {
 			t.emitSocket(i)
 		}
@@ -215,7 +213,7 @@ func (t *Tracker) firstScan() {
 			t.drop(i)
 		}
 	}
-	t.scanned, t.scanDone, t.unsorted = nil, true, true
+	t.scanDone, t.unsorted = true, true
 	for i, m := range t.minis.all() {
 		if m.tie == existed {
 			t.adopt(i) // what is known of it by now is all

@@ -296,23 +296,11 @@ func (t *Tracker) found(i uint32, ev *events.Event) {
 	if ev.New != events.Close {
 		t.takePort(c)
 	}
-	if !t.scanDone {
-		t.scanned = append(t.scanned, waiter{ev.Skaddr, ev.Ktime})
-	}
 }
 
 // sighted notes that a row has found c in its state.
 func (c *conn) sighted(ev *events.Event) {
 	c.asOf, c.since, c.exact = ev.Ktime, ev.Ktime-min(ev.Quiet, ev.Ktime), false
-}
-
-// stillThere returns the conn that the first scan found, unless the socket has
-// gone since.
-func (t *Tracker) stillThere(w waiter) uint32 {
-	if i := t.table.find(w.addr); i != 0 && t.table.at(i).asOf == w.ktime {
-		return i
-	}
-	return 0
 }
 
 // ownQueued gives the sockets that the first scan found in an accept queue to
@@ -331,12 +319,10 @@ func (t *Tracker) ownQueued() {
 			at[p] = append(at[p], i)
 		}
 	}
-	for _, w := range t.scanned {
-		i := t.stillThere(w)
-		if i == 0 || !t.table.at(i).queued || t.table.at(i).source != SourceNone {
+	for i, c := range t.table.all() {
+		if !c.queued || c.source != SourceNone {
 			continue
 		}
-		c := t.table.at(i)
 		// The kernel prefers a listener on the very address to one on all of its
 		// family, and that to a dual-stack one.
 		ls := at[place{c.Netns, c.Lport, c.Laddr}]

@@ -51,7 +51,6 @@ type Tracker struct {
 	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
 	ownerless []waiter // in use by a process that nothing has told about; oldest first
 
-	scanned    []waiter // what the first scan found, in its order
 	scanDone   bool
 	settled    uint64 // when the first scan was over: what is unknown since was missed; 0: not yet
 	now        uint64 // the last Tick
