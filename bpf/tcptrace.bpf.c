@@ -539,7 +539,11 @@ static __always_inline bool wants(const struct sock *sk, bool born, bool *taken)
 
 static __always_inline bool has_port(const volatile __u8 *set, __u16 port)
 {
-	return set[port >> 3] & (1 << (port & 7));
+	__u32 place = port / 8;
+
+	/* The compiler knows that it is small; the verifier of 5.10 has to be shown. */
+	barrier_var(place);
+	return set[place & (65536 / 8 - 1)] & (1 << (port & 7));
 }
 
 static __always_inline bool excluded_peer(const struct sock_common *skc, bool probed)
