@@ -243,6 +243,11 @@ func (t *Tracker) foundMini(ev *events.Event) {
 		if !t.scanDone {
 			m.tie = existed
 		}
+		if t.scanDone || ev.New != events.TimeWait || ev.Left > timeWaitLen-time.Second {
+			t.expectSocket(i, ev)
+		} else {
+			t.adopt(i) // it is old: had its beginning been traced, that would have been read before
+		}
 	}
 	m := t.minis.at(i)
 	m.scan, m.missing = uint16(t.scan), 0

@@ -96,7 +96,9 @@ func (t *Tracker) minisocket(ev *events.Event) {
 	switch {
 	case i == 0 && ev.New == events.Close: // it was filtered, or there was no place for it
 	case i == 0:
-		t.addMini(ev)
+		if i = t.addMini(ev); i != 0 {
+			t.expectSocket(i, ev)
+		}
 	case ev.New == events.Close:
 		m := t.minis.at(i)
 		first := m.ended == 0
@@ -121,6 +123,12 @@ func (t *Tracker) minisocket(ev *events.Event) {
 	}
 }
 
+// expectSocket waits for the last word of the socket that minisocket i comes from.
+func (t *Tracker) expectSocket(i uint32, ev *events.Event) {
+	t.starting[t.minis.at(i).mark()] = i
+	t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
+}
+
 // addMini returns 0 if there is no place.
 func (t *Tracker) addMini(ev *events.Event) uint32 {
 	if t.minisFull() {
@@ -140,8 +148,6 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		m := t.minis.at(i)
 		m.since, m.missed = 0, true
 	}
-	t.starting[t.minis.at(i).mark()] = i
-	t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
 	if ev.New == events.FinWait2 {
 		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
 	}

@@ -40,24 +40,36 @@ func (m *meter) measure(sockets int) (c column, err error) {
 		return nil, err
 	}
 
-	p, err := newPlace()
-	if err != nil {
+	if err := m.live(&c, sockets, base); err != nil {
 		return nil, err
-	}
-	defer func() { err = errors.Join(err, p.close()) }()
-	if err := p.gather(sockets / 2); err != nil {
-		return nil, err
-	}
-	for _, step := range []func(*column, *place, int, int) error{m.snapshots, m.starts, m.storms, m.idles} {
-		if err := step(&c, p, sockets, base); err != nil {
-			return nil, err
-		}
 	}
 	return c, m.timeWait(&c, sockets, base)
 }
 
+// live measures what sockets cost that a process holds each of.
+func (m *meter) live(c *column, sockets, base int) (err error) {
+	p, err := newPlace()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	if err := p.gather(sockets / 2); err != nil {
+		return err
+	}
+	if err := m.snapshots(c, p); err != nil {
+		return err
+	}
+	if err := m.starts(c, sockets, base); err != nil {
+		return err
+	}
+	if err := m.storms(c, sockets); err != nil {
+		return err
+	}
+	return m.idles(c, sockets, base)
+}
+
 // snapshots sets them beside ss, in turn.
-func (m *meter) snapshots(c *column, p *place, _, _ int) error {
+func (m *meter) snapshots(c *column, p *place) error {
 	var ours, theirs, cpu []time.Duration
 	for range m.rounds {
 		begun := time.Now()
@@ -88,7 +100,7 @@ func (m *meter) snapshots(c *column, p *place, _, _ int) error {
 }
 
 // starts measures a start, with all records.
-func (m *meter) starts(c *column, _ *place, sockets, base int) error {
+func (m *meter) starts(c *column, sockets, base int) error {
 	t, err := m.start(nil)
 	if err != nil {
 		return err
@@ -100,7 +112,7 @@ func (m *meter) starts(c *column, _ *place, sockets, base int) error {
 }
 
 // storms starts a tracer in the middle of a storm.
-func (m *meter) storms(c *column, _ *place, _, _ int) error {
+func (m *meter) storms(c *column, sockets int) error {
 	storm, err := newPlace()
 	if err != nil {
 		return err
@@ -110,7 +122,7 @@ func (m *meter) storms(c *column, _ *place, _, _ int) error {
 	stormy := make(chan error)
 	go func() { stormy <- storm.part(ctx, stormSize) }()
 	var out output
-	t, err := m.start(&out, "--events", "socket,stats")
+	t, err := m.start(&out, "--events", "socket,stats", "--max-sockets", strconv.Itoa(4*(sockets+stormSize)))
 	calm()
 	if err := errors.Join(err, <-stormy, storm.close()); err != nil {
 		return err
@@ -123,7 +135,7 @@ func (m *meter) storms(c *column, _ *place, _, _ int) error {
 }
 
 // idles watches a tracer while next to nothing happens.
-func (m *meter) idles(c *column, _ *place, sockets, base int) error {
+func (m *meter) idles(c *column, sockets, base int) error {
 	var out output
 	t, err := m.start(&out, "--events", "transition", "--verbose")
 	if err != nil {
