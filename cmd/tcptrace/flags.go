@@ -21,7 +21,7 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// The default of --max-sockets: about 300 bytes each, when they exist.
+// The default of --max-sockets: 200 to 300 bytes each, when they exist.
 const defaultMaxSockets = 1 << 20
 
 // The default of --ring-size, probe.DefaultRingBytes.
@@ -94,7 +94,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 	} else {
 		f.ringSize = defaultRing
 	}
-	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once")
+	fs.IntVar(&f.maxSockets, "max-sockets", defaultMaxSockets, "track at most `N` sockets at once; a new one takes the place of the one idle longest")
 	fs.Var(&f.btf, "btf", "kernel types from `FILE`, where /sys/kernel/btf/vmlinux is not to be had")
 	fs.Var(&f.cri, "cri", "name pods and containers as Kubernetes does: ask the container runtime at this `ENDPOINT`, its CRI socket")
 	fs.Var(&f.ways, "probe", "provide a facility in this way or not at all (`FACILITY=WAY`,...; see docs/requirements.md): for tests")

@@ -458,7 +458,7 @@ func (r *runner) checkLoss() error {
 		return err
 	}
 	s := r.pipe.stats()
-	if lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted; lost > r.lost && r.pipe.tryStats() {
+	if lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted + s.Evicted; lost > r.lost && r.pipe.tryStats() {
 		r.lost = lost
 	}
 	return nil

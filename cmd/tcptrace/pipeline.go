@@ -253,6 +253,7 @@ func (p *pipeline) stats() aggregate.Stats {
 		Records:     p.records,
 		Unprinted:   p.shed + c.Shed,
 		Tracked:     c.Tracked,
+		Evicted:     c.Evicted,
 		Hidden:      c.Hidden,
 		Probes:      p.probes,
 		Lost: aggregate.Lost{

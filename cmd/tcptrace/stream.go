@@ -66,9 +66,14 @@ var errFound = errors.New("--fail-on: there was such a finding")
 // summarize says in one line what was seen and lost.
 func summarize(log *zap.Logger, p *pipeline) {
 	s := p.stats()
-	log.Info("done",
+	fields := []zap.Field{
 		zap.Uint64("seen", s.Seen), zap.Uint64("delivered", s.Delivered), zap.Uint64("filtered", s.Filtered),
-		zap.Uint64("lost", s.Lost.Sum()), zap.Uint64("unprinted", s.Unprinted))
+		zap.Uint64("lost", s.Lost.Sum()), zap.Uint64("unprinted", s.Unprinted),
+	}
+	if s.Evicted > 0 {
+		fields = append(fields, zap.Uint64("evicted", s.Evicted))
+	}
+	log.Info("done", fields...)
 }
 
 // replay runs the pipeline on a recording.

@@ -280,6 +280,9 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	field(`,"stats":`, s.Records.Stats)
 	field(`},"unprinted":`, s.Unprinted)
 	field(`,"sockets_tracked":`, uint64(s.Tracked))
+	if s.Evicted > 0 {
+		field(`,"sockets_evicted":`, s.Evicted)
+	}
 	field(`,"hidden_processes":`, uint64(s.Hidden))
 	b = append(b, `,"probes":{`...)
 	for i, p := range s.Probes {

@@ -361,14 +361,14 @@ func TestStatsHaveTheFieldsOfTheContract(t *testing.T) {
 		Ktime: 1, Seen: math.MaxUint64, Delivered: 2, Filtered: 3,
 		Lost: aggregate.Lost{RingFull: 4, Nested: 5, TableFull: 6, Decode: 7}, RecordsLost: 8,
 		Records:   aggregate.Records{Transition: 9, Connection: 10, Socket: 11, Stats: 12, Finding: 15, Summary: 16},
-		Unprinted: 13, Tracked: 14, Hidden: 16,
+		Unprinted: 13, Tracked: 14, Evicted: 17, Hidden: 16,
 		Probes: []aggregate.Probe{{Facility: "accept", Variant: "fexit"}, {Facility: "clock"}},
 	}), object{
 		"type": "stats", "time": at(1), "seen": num("18446744073709551615"), "delivered": num("2"), "filtered": num("3"),
 		"lost":         object{"ring_full": num("4"), "nested": num("5"), "table_full": num("6"), "decode": num("7")},
 		"records_lost": num("8"),
 		"records":      object{"transition": num("9"), "connection": num("10"), "socket": num("11"), "finding": num("15"), "summary": num("16"), "stats": num("12")},
-		"unprinted":    num("13"), "sockets_tracked": num("14"), "hidden_processes": num("16"),
+		"unprinted":    num("13"), "sockets_tracked": num("14"), "sockets_evicted": num("17"), "hidden_processes": num("16"),
 		"probes": object{"accept": "fexit", "clock": nil},
 	})
 	check(t, e.Stats(nil, &aggregate.Stats{Ktime: 2}), object{

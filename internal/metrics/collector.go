@@ -27,12 +27,13 @@ var (
 	transitions   = desc("transitions_total", "State transitions that were observed.")
 	connections   = desc("connections_total", "Connections whose last state has ended, by what ended them.", "end")
 	lost          = desc("lost_total", "State transitions that were lost, by cause.", "cause")
+	evicted       = desc("sockets_evicted_total", "Sockets that were forgotten to make room for others: there are more than --max-sockets.")
 	unprinted     = desc("unprinted_total", "Records that were shed, because stdout was too slow for example.")
 )
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{sockets, closeWait, findingsOpen, findingsTotal, transitions, connections, lost, unprinted} {
+	for _, d := range []*prometheus.Desc{sockets, closeWait, findingsOpen, findingsTotal, transitions, connections, lost, evicted, unprinted} {
 		ch <- d
 	}
 }
@@ -73,6 +74,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(lost, s.Lost.Nested, "nested")
 	counter(lost, s.Lost.TableFull, "table_full")
 	counter(lost, s.Lost.Decode, "decode")
+	counter(evicted, s.Counts.Evicted)
 	counter(unprinted, s.Unprinted)
 }
 

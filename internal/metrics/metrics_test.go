@@ -70,6 +70,7 @@ func full() Snapshot {
 	}
 	s.Counts.Delivered = 50
 	s.Lost = aggregate.Lost{RingFull: 60, Nested: 61, TableFull: 62, Decode: 63}
+	s.Counts.Evicted = 51
 	s.Unprinted = 70
 	return s
 }
@@ -112,6 +113,7 @@ func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
 		`tcptrace_lost_total{cause="nested"}`:     61,
 		`tcptrace_lost_total{cause="table_full"}`: 62,
 		`tcptrace_lost_total{cause="decode"}`:     63,
+		`tcptrace_sockets_evicted_total`:          51,
 		`tcptrace_unprinted_total`:                70,
 	}
 	if diff := cmp.Diff(want, scrape(t, m)); diff != "" {

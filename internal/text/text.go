@@ -161,6 +161,10 @@ func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
 // Stats appends s as one line.
 func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	b = time.Unix(0, int64(s.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
-	return fmt.Appendf(b, " stats seen=%d delivered=%d filtered=%d lost=%d unprinted=%d sockets=%d\n",
+	b = fmt.Appendf(b, " stats seen=%d delivered=%d filtered=%d lost=%d unprinted=%d sockets=%d",
 		s.Seen, s.Delivered, s.Filtered, s.Lost.Sum(), s.Unprinted, s.Tracked)
+	if s.Evicted > 0 {
+		b = fmt.Appendf(b, " evicted=%d", s.Evicted)
+	}
+	return append(b, '\n')
 }

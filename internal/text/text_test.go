@@ -176,9 +176,9 @@ func TestALineSaysWhatHappened(t *testing.T) {
 		},
 		{
 			"the books", e.Stats(nil, &aggregate.Stats{
-				Seen: 100, Delivered: 60, Filtered: 30, Lost: aggregate.Lost{RingFull: 1, Nested: 2, TableFull: 3, Decode: 4}, Unprinted: 5, Tracked: 6,
+				Seen: 100, Delivered: 60, Filtered: 30, Lost: aggregate.Lost{RingFull: 1, Nested: 2, TableFull: 3, Decode: 4}, Unprinted: 5, Tracked: 6, Evicted: 7,
 			}),
-			[]string{"stats", "seen=100", "delivered=60", "filtered=30", "lost=10", "unprinted=5", "sockets=6"}, "",
+			[]string{"stats", "seen=100", "delivered=60", "filtered=30", "lost=10", "unprinted=5", "sockets=6", "evicted=7"}, "",
 		},
 	} {
 		line := string(tt.line)

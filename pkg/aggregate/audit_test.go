@@ -15,7 +15,7 @@ func audit(t *testing.T, tr *Tracker) {
 		held    = map[uint32]int{}
 		members = map[uint32]int{}           // by finding
 		in      = map[uint8]map[uint32]bool{ // by list
-			young: {}, late: {},
+			notSuspect: {}, young: {}, late: {},
 		}
 	)
 	auditTable(t, &tr.table)
@@ -38,8 +38,8 @@ func audit(t *testing.T, tr *Tracker) {
 				t.Errorf("socket %x in %s: is a member of a %s", c.Cookie, c.state, f.kind)
 			}
 		}
+		in[c.suspect][i] = true
 		if c.suspect != notSuspect {
-			in[c.suspect][i] = true
 			if c.state != events.CloseWait && c.state != events.Close {
 				t.Errorf("socket %x: a suspect in %s, want it in CLOSE_WAIT or CLOSE", c.Cookie, c.state)
 			}

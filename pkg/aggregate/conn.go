@@ -12,14 +12,14 @@ type conn struct {
 	since    uint64 // Ktime at which state was entered; if not exact, not later than this
 	asOf     uint64 // Ktime at which a scan found the socket; 0: known by its transitions
 	listener uint64 // identity of the listener in whose queue it is or was
-	prev     uint32 // as the next, see suspects
+	prev     uint32 // as the next, see list
 	next     uint32
 	ports    uint32 // the portGroup that counts it
 	startErr uint32 // sk_err that an earlier connection left behind
 
 	exact     bool
 	lastOld   events.State // the last transition, to tell a duplicate
-	suspect   uint8        // the list that it is in, see suspects
+	suspect   uint8        // the list that it is in
 	end       End
 	excluded  bool // by its ends, which is for good
 	byProcess bool // a process that the filter asks for holds or held it
@@ -41,6 +41,7 @@ type conn struct {
 	scan     uint32 // the last scan that found it; 0: none
 	holder   uint32 // its last holder of that scan, in Tracker.holders; 0: none
 	finding  uint32 // that it is a member of
+	halfOpen uint32 // the last scan that found it established and silent; 0: none
 	active   uint64 // Ktime at which it was last seen to be in use, in CLOSE_WAIT
 	sent     uint64 // in CLOSE_WAIT, when it was last looked at; as is unread, where a FIN counts as 1
 }
@@ -54,6 +55,9 @@ func (c *conn) begin(ev *events.Event) {
 		byProcess: c.byProcess,
 		byQueue:   c.byQueue,
 		named:     c.named,
+		prev:      c.prev,
+		next:      c.next,
+		suspect:   c.suspect,
 	}
 }
 

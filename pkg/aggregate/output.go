@@ -12,6 +12,9 @@ import (
 // child needs two until it is accepted; more than this many are shed.
 const maxHeld = 16
 
+// So many are held at once, of all sockets together: they take more memory than a socket.
+const maxHeldNow = 1 << 16
+
 // decide applies the filter to what is known of the socket now, and when that
 // has become enough, prints what was held or lets go of it.
 func (t *Tracker) decide(i uint32) {
@@ -77,11 +80,7 @@ func (t *Tracker) release(i uint32) {
 	if c.verdict == undecided {
 		return
 	}
-	held := t.held[i]
-	if held == nil {
-		return
-	}
-	delete(t.held, i)
+	held := t.letGo(i)
 	if c.verdict != yes {
 		return
 	}
@@ -99,6 +98,17 @@ func (t *Tracker) release(i uint32) {
 	}
 }
 
+// letGo returns what was held for a socket, which is held no longer.
+func (t *Tracker) letGo(i uint32) []Transition {
+	if len(t.held) == 0 {
+		return nil
+	}
+	held := t.held[i]
+	t.heldNow -= len(held)
+	delete(t.held, i)
+	return held
+}
+
 // tells makes the record of a transition, and sends it on its way.
 func (t *Tracker) tells(i uint32, c *conn, ev *events.Event, dwell time.Duration) {
 	if c.verdict == no {
@@ -113,8 +123,9 @@ func (t *Tracker) tells(i uint32, c *conn, ev *events.Event, dwell time.Duration
 	case yes:
 		t.emit(c, &t.tr)
 	case undecided:
-		if len(t.held[i]) < maxHeld {
+		if len(t.held[i]) < maxHeld && t.heldNow < maxHeldNow {
 			t.held[i] = append(t.held[i], t.tr)
+			t.heldNow++
 		} else {
 			c.shed()
 			t.counts.Shed++
@@ -157,7 +168,7 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 			f(i, t.table.at(i))
 		}
 	}
-	return ws[:copy(ws, ws[n:])]
+	return rest(ws, n)
 }
 
 // Scanned ends a scan. After the first, a Socket record is made for each socket
@@ -165,7 +176,8 @@ func (t *Tracker) expire(ws []waiter, ktime, after uint64, f func(uint32, *conn)
 // Tick) on is one whose beginning was missed; before, it may have gone while the
 // scan was under way.
 func (t *Tracker) Scanned(s events.Scan) {
-	if !t.scanDone {
+	first := !t.scanDone
+	if first {
 		t.firstScan()
 		t.summarized = t.now
 		if s.Complete {
@@ -174,12 +186,12 @@ func (t *Tracker) Scanned(s events.Scan) {
 	}
 	if t.unsorted {
 		t.unsorted = false
-		t.sortSuspects(young)
+		t.sortList(young)
 		t.expireSuspects()
-		t.sortSuspects(late)
+		t.sortList(late)
 	}
 	if s.Every {
-		t.every = t.now
+		t.every, t.everyScan = t.now, t.scan
 		t.countFds()
 		t.findStuck()
 		t.findHalfOpen()
@@ -196,6 +208,9 @@ func (t *Tracker) Scanned(s events.Scan) {
 	t.scanFrom = 0
 	t.scan++
 	t.holders = t.holders[:1]
+	if first {
+		t.holders = make([]held, 1) // it had those of all sockets
+	}
 }
 
 func (t *Tracker) firstScan() {
@@ -214,11 +229,15 @@ func (t *Tracker) firstScan() {
 		}
 	}
 	t.scanDone, t.unsorted = true, true
+	if t.table.len() > t.max/2 {
+		t.sortList(notSuspect) // it may come to that
+	}
 	for i, m := range t.minis.all() {
 		if m.tie == existed {
 			t.adopt(i) // what is known of it by now is all
 		}
 	}
+	t.starting = maps.Clone(t.starting) // a map does not shrink
 	for _, inode := range slices.Sorted(maps.Keys(t.nets)) {
 		t.weighAll(t.nets[inode]) // it was looked up before the scan
 	}

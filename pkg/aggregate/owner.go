@@ -32,7 +32,7 @@ func (t *Tracker) attribute(i uint32, ev *events.Event, letsGo bool) {
 	}
 	if c.source == SourceNone && !c.sought && ev.Flags&(events.HasSocket|events.Dead) == events.HasSocket {
 		c.sought = true
-		t.ownerless = append(t.ownerless, waiter{ev.Skaddr, ev.Ktime})
+		t.ownerless = t.wait(t.ownerless, waiter{ev.Skaddr, ev.Ktime}, t.hasSocket)
 	}
 }
 
@@ -151,6 +151,7 @@ func (t *Tracker) row(ev *events.Event) {
 			return
 		}
 		i = t.table.add(ev.Skaddr)
+		t.enlist(i, notSuspect)
 		t.found(i, ev)
 	}
 	c := t.table.at(i)
@@ -173,7 +174,8 @@ func (t *Tracker) row(ev *events.Event) {
 	}
 	if ev.Fd >= 0 {
 		t.own(i, &ev.Proc, SourceFd)
-		if ev.Proc.Pid != 0 {
+		// Nobody asks who holds a healthy one, but for the records of the first scan.
+		if ev.Proc.Pid != 0 && (!t.scanDone || c.suspect != notSuspect || c.state == events.Listen || c.halfOpen == t.scan) {
 			t.hold(i, Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
 		}
 	}

@@ -200,6 +200,12 @@ func (t *Tracker) findHalfOpen() {
 	t.silent = t.silent[:0]
 }
 
+// isHalfOpen reports whether c is one of those that the last scan of every socket, or the one
+// under way, has found to be silent.
+func (t *Tracker) isHalfOpen(c *conn) bool {
+	return c.halfOpen != 0 && (c.halfOpen == t.everyScan || c.halfOpen == t.scan)
+}
+
 // sees takes over what a row says of a socket that nobody has done anything wrong with
 // yet.
 func (t *Tracker) sees(i uint32, ev *events.Event) {
@@ -207,8 +213,11 @@ func (t *Tracker) sees(i uint32, ev *events.Event) {
 	switch {
 	case ev.Fd < 0 || ev.Kernel || ev.New != c.state:
 	case ev.New == events.Established && !c.Raddr.Netip().IsLoopback() && !ev.Guarded && ev.Queued == 0 && ev.Quiet >= uint64(t.thresholds.HalfOpenAfter):
+		c.halfOpen = t.scan
 		t.silent = append(t.silent, waiter{ev.Skaddr, ev.Ktime - min(ev.Quiet, ev.Ktime)})
 	case ev.New == events.FinWait2 && ev.Quiet >= uint64(t.thresholds.FinWait2After):
 		t.halfClosed = append(t.halfClosed, i)
+	case usedLately(ev):
+		t.alive(i, c, 0, ev.Ktime)
 	}
 }

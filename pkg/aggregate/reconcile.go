@@ -26,6 +26,7 @@ func (t *Tracker) reconcile(s *events.Scan) {
 			continue
 		}
 		i := t.table.add(ev.Skaddr)
+		t.enlist(i, notSuspect)
 		t.found(i, ev)
 		if ev.Fd >= 0 {
 			t.own(i, &ev.Proc, SourceFd)

@@ -232,7 +232,8 @@ type Stats struct {
 	Records     Records
 	Unprinted   uint64
 	Tracked     int
-	Hidden      int // processes with sockets that our PID namespace does not show
+	Evicted     uint64 // sockets that were forgotten to make room for others
+	Hidden      int    // processes with sockets that our PID namespace does not show
 	Probes      []Probe
 }
 

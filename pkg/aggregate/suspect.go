@@ -44,9 +44,10 @@ func (v Verdict) String() string { return verdictNames[v] }
 
 // A suspect is a conn that somebody should close: in CLOSE_WAIT, or dead with its
 // descriptor open. It is young until it has been so for closeWaitAfter, and then
-// late. Both lists are in the order in which they became suspects, oldest first;
-// they live in the conns, so they are as large as the table and no larger.
-type suspects struct {
+// late. Each conn is in one list, that of its kind: suspects in the order in which they
+// became it, oldest first, the others as they have been idle. The lists
+// live in the conns, so they are as large as the table and no larger.
+type list struct {
 	head, tail uint32
 	n          int
 }
@@ -55,10 +56,13 @@ const (
 	notSuspect = iota
 	young
 	late
+
+	numLists
 )
 
-func (t *Tracker) list(which uint8) *suspects { return &t.suspects[which-young] }
+func (t *Tracker) list(which uint8) *list { return &t.lists[which] }
 
+// enlist puts a conn that is in no list at the end of one.
 func (t *Tracker) enlist(i uint32, which uint8) {
 	c, l := t.table.at(i), t.list(which)
 	c.suspect, c.prev, c.next = which, l.tail, 0
@@ -85,7 +89,12 @@ func (t *Tracker) delist(i uint32) {
 		l.tail = c.prev
 	}
 	l.n--
-	c.suspect = notSuspect
+}
+
+// move puts a conn at the end of a list, which may be the one that it is in.
+func (t *Tracker) move(i uint32, which uint8) {
+	t.delist(i)
+	t.enlist(i, which)
 }
 
 // clearSuspect takes back a suspicion: the socket is closed, or in another state.
@@ -99,14 +108,14 @@ func (t *Tracker) clearSuspect(i uint32) {
 		ktime, _ := c.entered()
 		f.peakAge = max(f.peakAge, t.now-min(ktime, t.now))
 	}
-	t.delist(i)
+	t.move(i, notSuspect)
 	t.join(i, noFinding)
 }
 
 // becomeSuspect begins, or begins anew, the time that a process has.
 func (t *Tracker) becomeSuspect(i uint32) {
 	t.clearSuspect(i)
-	t.enlist(i, young)
+	t.move(i, young)
 }
 
 // entered returns when c came into its state; or, if exact is false, a time that
@@ -139,15 +148,14 @@ func (t *Tracker) expireSuspects() {
 		if ktime, _ := t.table.at(i).entered(); t.now < ktime+t.closeWaitAfter {
 			return
 		}
-		t.delist(i)
-		t.enlist(i, late)
+		t.move(i, late)
 		t.wantJudge = true
 	}
 }
 
-// sortSuspects puts those that a scan has found where they belong: some had been
+// sortList puts those that a scan has found where they belong: some had been
 // there long before.
-func (t *Tracker) sortSuspects(which uint8) {
+func (t *Tracker) sortList(which uint8) {
 	var found []uint32
 	for i := t.list(which).head; i != 0; i = t.list(which).head {
 		t.delist(i)

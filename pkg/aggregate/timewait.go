@@ -58,12 +58,15 @@ func (m *minisocket) settled() bool { return m.tie >= linked }
 // come without one, so that Looks has to be asked for.
 func (t *Tracker) SeesMinisockets(fromTimers bool) { t.seesMinis, t.fromTimers = true, fromTimers }
 
-// minisFull reports whether there is no place for another minisocket. They may take
+// minisFull reports whether there are as many minisockets as there may be. They may take
 // half: however many there are, sockets must not want for a place.
-func (t *Tracker) minisFull() bool { return t.full() || t.minis.len() >= max(t.max/2, 1) }
+func (t *Tracker) minisFull() bool { return t.minis.len() >= max(t.max/2, 1) }
 
-// mayBeUnseen reports whether there may be a new minisocket that t does not know.
-func (t *Tracker) mayBeUnseen() bool { return !t.seesMinis || t.minisFull() }
+// mayBeUnseen reports whether there may be a minisocket that is new at ktime and that t
+// does not know.
+func (t *Tracker) mayBeUnseen(ktime uint64) bool {
+	return !t.seesMinis || t.refused != 0 && ktime < t.refused+second
+}
 
 // is reports whether an event is of minisocket i. One that had no cookie is given one by
 // whoever asks for it, ss for example.
@@ -108,7 +111,7 @@ func (t *Tracker) minisocket(ev *events.Event) {
 		case m.settled() && (!t.fromTimers || ev.Why != events.WhyUnknown && ev.Why != events.WhyOther):
 			t.endMini(i)
 		case first:
-			t.ending = append(t.ending, waiter{ev.Skaddr, ev.Ktime})
+			t.ending = t.wait(t.ending, waiter{ev.Skaddr, ev.Ktime}, t.hasMini)
 		}
 	default:
 		m := t.minis.at(i)
@@ -126,13 +129,14 @@ func (t *Tracker) minisocket(ev *events.Event) {
 // expectSocket waits for the last word of the socket that minisocket i comes from.
 func (t *Tracker) expectSocket(i uint32, ev *events.Event) {
 	t.starting[t.minis.at(i).mark()] = i
-	t.strays = append(t.strays, waiter{ev.Skaddr, ev.Ktime})
+	t.strays = t.wait(t.strays, waiter{ev.Skaddr, ev.Ktime}, t.hasMini)
 }
 
 // addMini returns 0 if there is no place.
 func (t *Tracker) addMini(ev *events.Event) uint32 {
-	if t.minisFull() {
+	if t.minisFull() || !t.makeRoom(ev.Ktime, ev.Cookie) {
 		t.counts.NoPlace++
+		t.refused = ev.Ktime
 		return 0
 	}
 	i := t.minis.add(ev.Skaddr)
@@ -149,7 +153,7 @@ func (t *Tracker) addMini(ev *events.Event) uint32 {
 		m.since, m.missed = 0, true
 	}
 	if ev.New == events.FinWait2 {
-		t.lookAt[0] = append(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime})
+		t.lookAt[0] = t.wait(t.lookAt[0], waiter{ev.Skaddr, ev.Ktime}, t.hasMini)
 	}
 	return i
 }
@@ -391,6 +395,18 @@ func (t *Tracker) findStrays(ktime, after uint64) {
 	}
 }
 
+// hasSocket reports whether the socket that is waited with is there. Another may have its
+// address by now: it has begun later.
+func (t *Tracker) hasSocket(w waiter) bool {
+	i := t.table.find(w.addr)
+	return i != 0 && t.table.at(i).start <= w.ktime
+}
+
+func (t *Tracker) hasMini(w waiter) bool {
+	i := t.minis.find(w.addr)
+	return i != 0 && t.minis.at(i).begun <= w.ktime
+}
+
 // expireMinis is expire for minisockets. Another one may have the address by now: it
 // has begun later.
 func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, uint32, *minisocket)) []waiter {
@@ -400,7 +416,7 @@ func (t *Tracker) expireMinis(ws []waiter, ktime, after uint64, f func(waiter, u
 			f(ws[n], i, t.minis.at(i))
 		}
 	}
-	return ws[:copy(ws, ws[n:])]
+	return rest(ws, n)
 }
 
 // settleEnds believes the ends that nothing has contradicted.
@@ -434,10 +450,10 @@ func (t *Tracker) tickMinis(ktime uint64) {
 				t.looks = append(t.looks, events.Look{Skaddr: w.addr, Cookie: m.Cookie})
 			}
 			if k+1 < len(lookAfter) {
-				t.lookAt[k+1] = append(t.lookAt[k+1], w)
+				t.lookAt[k+1] = t.wait(t.lookAt[k+1], w, t.hasMini)
 			}
 			if k == orphanAfter {
-				t.orphans = append(t.orphans, w)
+				t.orphans = t.wait(t.orphans, w, t.hasMini)
 			}
 		})
 	}

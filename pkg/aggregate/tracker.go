@@ -25,7 +25,8 @@ type Counts struct {
 	Duplicates  uint64 // transitions that the kernel side sent twice
 	TableFull   uint64 // transitions of sockets that the table has no place for
 	Missed      uint64 // transitions that must have happened and never came, at the least
-	NoPlace     uint64 // rows of the first scan, likewise
+	NoPlace     uint64 // rows of the first scan, and minisockets, likewise
+	Evicted     uint64 // sockets that were forgotten to make room for others
 	Shed        uint64 // transitions that a filter had not decided about, beyond what is held
 	Tracked     int    // sockets in the table
 	Hidden      int    // processes that our PID namespace does not show
@@ -48,6 +49,7 @@ type Tracker struct {
 
 	listeners map[uint64]uint32 // identity -> listening conn
 	held      map[uint32][]Transition
+	heldNow   int      // of all of them
 	waiting   []waiter // in an accept queue, and a filter waits for them; oldest first
 	ownerless []waiter // in use by a process that nothing has told about; oldest first
 
@@ -78,12 +80,13 @@ type Tracker struct {
 
 	thresholds     events.Thresholds
 	closeWaitAfter uint64 // of thresholds
-	suspects       [2]suspects
+	lists          [numLists]list
 	scan           uint32 // number of the scan under way, or of the next
 	holders        []held // that it has found
 	holderBuf      []Holder
 	judged         uint64 // when the last one was over
 	every          uint64 // when the last one that looked for every socket was
+	everyScan      uint32 // its number
 	inSight        int    // late suspects that are not lost without trace
 	unsorted       bool   // suspects are not in order
 	findings       []*finding
@@ -97,6 +100,7 @@ type Tracker struct {
 	seesMinis  bool
 	fromTimers bool                     // not sure, see SeesMinisockets
 	starting   map[mark]uint32          // minisocket whose socket has not said CLOSE yet
+	refused    uint64                   // Ktime at which one had no place; 0: all had
 	strays     []waiter                 // minisockets that may have no socket, oldest first
 	ending     []waiter                 // minisockets that seem to have ended, oldest first
 	again      []waiter                 // reused
@@ -200,6 +204,7 @@ func (t *Tracker) Observe(ev *events.Event) {
 		t.destroy(ev)
 	case events.Accept:
 		if i := t.lookup(ev); i != 0 {
+			t.alive(i, t.table.at(i), t.table.at(i).since, ev.Ktime)
 			t.own(i, &ev.Proc, SourceAccept)
 			t.accepted(i)
 			t.decide(i)
@@ -288,11 +293,10 @@ func (t *Tracker) drop(i uint32) {
 			}
 		}
 	}
-	if len(t.held) > 0 {
-		delete(t.held, i)
-	}
+	t.letGo(i)
 	t.enter(i, events.Close)
 	t.clearSuspect(i)
+	t.delist(i)
 	t.setOwner(i, 0, SourceNone)
 	t.table.remove(i)
 }

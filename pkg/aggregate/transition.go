@@ -35,7 +35,7 @@ func (t *Tracker) transition(ev *events.Event) {
 	dwell := Unknown
 	successor := t.successor(c, ev)
 	if ev.Old != ev.New {
-		if c.exact && (!t.mayBeUnseen() || !mayBeHandedOver(ev)) {
+		if c.exact && (!t.mayBeUnseen(ev.Ktime) || !mayBeHandedOver(ev)) {
 			dwell = time.Duration(max(ev.Ktime, c.since) - c.since)
 		}
 		if !opening(ev) && successor == 0 && ev.New != events.Close {
@@ -86,7 +86,7 @@ func (t *Tracker) transition(ev *events.Event) {
 		if ev.New == events.Close && ev.Old != events.Close && ev.Old != events.Listen {
 			t.finish(i, ev, true, dwell)
 		}
-		if !t.mayBeUnseen() && endsInTimeWait(ev) {
+		if !t.mayBeUnseen(ev.Ktime) && endsInTimeWait(ev) {
 			t.skipTimeWait(c)
 		}
 	}
@@ -150,6 +150,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	i := t.lookup(ev)
 	if i != 0 {
 		c := t.table.at(i)
+		t.alive(i, c, c.since, ev.Ktime)
 		again := ev.Old == c.lastOld && ev.New == c.state && ev.Old != ev.New
 		if again && (!opens || ev.Ktime-c.since < duplicateWithin) {
 			t.counts.Duplicates++
@@ -195,11 +196,12 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 			return i, true
 		}
 	}
-	if t.full() {
+	if !t.makeRoom(ev.Ktime, 0) {
 		t.counts.TableFull++
 		return 0, false
 	}
 	i = t.table.add(ev.Skaddr)
+	t.enlist(i, notSuspect)
 	c := t.table.at(i)
 	c.begin(ev)
 	c.since = ev.Ktime
@@ -209,7 +211,11 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	switch {
 	case opens:
 		t.begun(i, ev)
-	case t.settled != 0 && ev.Ktime > t.settled && !ev.Taken:
+	case ev.Taken:
+		// What came before was turned away, not lost.
+	case t.overflowed():
+		c.gap, c.missed = true, true // it may have been here, and what it did is counted
+	case t.settled != 0 && ev.Ktime > t.settled:
 		c.learn(ev)
 		if t.filter.byEnds(&c.ends, ev.Old == events.Listen) != no {
 			t.miss(c)
@@ -235,7 +241,7 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 			t.queue(i, l)
 		}
 		if t.filter.ByProcess() {
-			t.waiting = append(t.waiting, waiter{ev.Skaddr, ev.Ktime})
+			t.waiting = t.wait(t.waiting, waiter{ev.Skaddr, ev.Ktime}, t.hasSocket)
 		}
 	}
 }
