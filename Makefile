@@ -98,8 +98,11 @@ fuzz: ## run each fuzz target FUZZTIME=200000x times
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
 	done
 
-bench: ## the Go benchmarks of cmd, internal and pkg
-	$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -p 1 ./cmd/... ./internal/... ./pkg/...
+# On a quiet machine: it takes a quarter of an hour, and what else runs is in the figures.
+bench: build ## measure tcptrace beside tcpstates, tcplife, bpftrace and ss, and rewrite docs/performance.* (root)
+	scripts/install-deps bench
+	$(GO) build -o bin/ ./test/storm ./test/bench
+	bin/bench
 
 bench-crowd: build ## what 100,000 and 1,000,000 idle sockets cost (root; ten minutes and 7 GB of memory)
 	$(GO) build -o bin/crowd ./test/crowd

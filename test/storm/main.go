@@ -1,6 +1,7 @@
 // Command storm opens and closes TCP connections over loopback as fast as it
 // can: a bounded load for tests and measurements. Each connection makes ten
-// transitions (five at either end), each listener two.
+// transitions (five at either end), each listener two. With -hold it opens
+// all of them first, and closes none for that long.
 package main
 
 import (
@@ -16,7 +17,8 @@ import (
 )
 
 // Listeners have an address each, so that ports of closed connections, which
-// wait in TIME_WAIT, never run out.
+// wait in TIME_WAIT, never run out. All are in 127.77.0.0/24, by which the storm
+// is told from whatever else is on loopback.
 const listeners = 16
 
 type listener struct {
@@ -27,24 +29,36 @@ type listener struct {
 func main() {
 	n := flag.Int("n", 100_000, "connections, at most 1000000")
 	workers := flag.Int("workers", 4, "threads")
+	hold := flag.Duration("hold", 0, "keep all connections open for that long, at most 10m, instead of closing each at once")
 	flag.Parse()
-	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 {
-		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64")
+	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 || *hold < 0 || *hold > 10*time.Minute {
+		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64, -hold at most 10m")
 		os.Exit(2)
 	}
 	start := time.Now()
-	if err := storm(*n, *workers); err != nil {
+	life := closeAll
+	if *hold > 0 {
+		life = func(int, int) error { return nil }
+	}
+	if err := storm(*n, *workers, life); err != nil {
 		fmt.Fprintln(os.Stderr, "storm:", err)
 		os.Exit(1)
 	}
+	if *hold > 0 {
+		fmt.Printf("holding %d connections\n", *n)
+		time.Sleep(*hold)
+		return
+	}
 	d := time.Since(start)
-	fmt.Printf("%d connections in %.3f s: %.0f a second\n", *n, d.Seconds(), float64(*n)/d.Seconds())
+	fmt.Printf("%d connections, %d transitions in %.3f s: %.0f connections a second\n",
+		*n, 10**n+2*listeners, d.Seconds(), float64(*n)/d.Seconds())
 }
 
-func storm(n, workers int) error {
+// storm opens n connections, and does with the two ends of each what life says.
+func storm(n, workers int, life func(client, server int) error) error {
 	var ls []listener
 	for i := range listeners {
-		l, err := listen([4]byte{127, 0, 0, byte(2 + i)})
+		l, err := listen([4]byte{127, 77, 0, byte(1 + i)})
 		if err != nil {
 			return err
 		}
@@ -58,7 +72,7 @@ func storm(n, workers int) error {
 			// Blocking calls on a thread of its own, as a server in C has it.
 			runtime.LockOSThread()
 			for i := w; i < n; i += workers {
-				if err := connection(&ls[i%listeners]); err != nil {
+				if err := connection(&ls[i%listeners], life); err != nil {
 					errs <- err
 					return
 				}
@@ -85,9 +99,8 @@ func listen(addr [4]byte) (listener, error) {
 	return listener{fd: fd, addr: *sa.(*unix.SockaddrInet4)}, nil
 }
 
-// connection is one whole life: the client closes first, the server reads the
-// end of file and closes too. What is accepted may be another worker's.
-func connection(l *listener) error {
+// What is accepted may be another worker's.
+func connection(l *listener, life func(client, server int) error) error {
 	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -99,6 +112,12 @@ func connection(l *listener) error {
 	if err := again(func() error { s, _, err = unix.Accept4(l.fd, unix.SOCK_CLOEXEC); return err }); err != nil {
 		return fmt.Errorf("accept: %w", err)
 	}
+	return life(c, s)
+}
+
+// closeAll is the rest of a whole life: the client closes first, the server reads
+// the end of file and closes too.
+func closeAll(c, s int) error {
 	if err := unix.Close(c); err != nil {
 		return err
 	}
