@@ -36,6 +36,7 @@ func (m *meter) measure(sockets int) (c column, err error) {
 	}
 	base := empty.status("VmRSS")
 	c.add("resident without any", "%.1f MB", float64(base)/1e6)
+	c.add("CPU while idle, without any", "%.2f%% of a core", m.load(empty))
 	if err := empty.stop(); err != nil {
 		return nil, err
 	}
@@ -141,9 +142,7 @@ func (m *meter) idles(c *column, sockets, base int) error {
 	if err != nil {
 		return err
 	}
-	cpu := t.cpu()
-	time.Sleep(m.idle / 2)
-	c.add("CPU while idle", "%.2f%% of a core", 100*(t.cpu()-cpu).Seconds()/(m.idle/2).Seconds())
+	c.add("CPU while idle", "%.2f%% of a core", m.load(t))
 	out.watch(true)
 	if err := probe(m.idle / 2); err != nil {
 		return err
@@ -157,6 +156,13 @@ func (m *meter) idles(c *column, sockets, base int) error {
 	c.add("a lone event is printed after", "%s", out.lateness())
 	c.add("resident after that, each", "%.0f bytes", float64(resident-base)/float64(sockets))
 	return nil
+}
+
+// load is what a tracer uses of a core while nothing happens, in percent.
+func (m *meter) load(t *tracer) float64 {
+	used, begun := t.cpu(), time.Now()
+	time.Sleep(m.idle / 2)
+	return 100 * (t.cpu() - used).Seconds() / time.Since(begun).Seconds()
 }
 
 // timeWait measures as many sockets in TIME_WAIT.
