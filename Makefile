@@ -9,9 +9,8 @@ ARGS      ?=
 # Where `make install` puts things, below DESTDIR if that is set.
 PREFIX    ?= /usr/local
 # Per fuzz target, in executions: with a time, Go before 1.27 now and then reports the end of it as a failure
-# (golang/go#75804). Per benchmark, in seconds.
+# (golang/go#75804).
 FUZZTIME  ?= 200000x
-BENCHTIME ?= 1s
 # For `make test-vm`: kernels of Debian's, each with or without a variant; test/vm/run says which there are.
 KERNEL    ?= 5.10 6.1 6.12 6.12:integrity 6.12:confidentiality 6.12:arm64
 
