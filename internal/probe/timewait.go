@@ -137,8 +137,8 @@ func (p *Probe) proveMinisockets(*ebpf.Collection) error {
 }
 
 // patience is for how many milliseconds news of a minisocket is awaited. The FIN is
-// acknowledged at once, as a rule.
-const patience = 20
+// acknowledged at once, as a rule; on a busy machine, when ksoftirqd comes to it.
+const patience = 250
 
 // learnTimer finds out which function the timers of minisockets have: it makes a
 // minisocket and shows it to an iterator.
