@@ -455,9 +455,9 @@ enum {
 };
 
 /* Not to be mistaken for an address. */
-static __always_inline __u64 port_key(const struct sock_common *skc)
+static __always_inline __u64 port_key(const struct sock_common *skc, bool probed)
 {
-	return (__u64)skc->skc_net.net->ns.inum << 16 | skc->skc_num;
+	return (__u64)READ(skc, skc_net.net, ns.inum) << 16 | READ(skc, skc_num);
 }
 
 static __always_inline void hold(__u64 key, __u8 how)
@@ -521,7 +521,7 @@ static __always_inline bool wants(const struct sock *sk, bool born, bool *taken)
 
 	if (!n) {
 		if (born) {
-			__u64 key = port_key(&sk->__sk_common);
+			__u64 key = port_key(&sk->__sk_common, false);
 			__u8 *how = bpf_map_lookup_elem(&held, &key);
 
 			if (!how || *how != HELD_BY_MPTCP)
@@ -1590,7 +1590,7 @@ static __always_inline bool is_held(const struct sock *sk)
 		return true;
 	if (sk->sk_socket || sk->__sk_common.skc_flags & (1UL << SOCK_DEAD))
 		return false;
-	key = port_key(&sk->__sk_common);
+	key = port_key(&sk->__sk_common, false);
 	return bpf_map_lookup_elem(&held, &key);
 }
 
@@ -1607,7 +1607,7 @@ static __always_inline struct note *note_found(struct sock *sk, struct task_stru
 	state = sk->__sk_common.skc_state;
 	if (n && state == TCP_LISTEN) {
 		n->listener = bpf_get_socket_cookie(sk);
-		hold(port_key(&sk->__sk_common), HELD);
+		hold(port_key(&sk->__sk_common, false), HELD);
 	} else if (may_become_minisocket(state)) {
 		expect_minisocket(sk);
 	}
@@ -1642,6 +1642,13 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	write_row(seq, sk, tp, cookie, n, task, fd, false);
 }
 
+static __always_inline void hold_first_subflow(const struct sock *first, bool probed)
+{
+	hold((__u64)first, HELD);
+	if (READ(first, __sk_common.skc_state) == TCP_LISTEN)
+		hold(port_key(&first->__sk_common, probed), HELD_BY_MPTCP);
+}
+
 /* What a process has of an MPTCP connection is the outer socket, and what is traced
  * are its subflows. The first one stands for it: of a listener, it is the one that
  * listens. Programs in Go listen so unless told otherwise. */
@@ -1650,18 +1657,24 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
 {
 	const struct sock *first;
 
-	if (!bpf_core_type_exists(struct mptcp_sock) || !bpf_rdonly_cast)
+	if (!bpf_core_type_exists(struct mptcp_sock))
 		return;
+	if (!bpf_rdonly_cast) {
+		/* There is no row of it; but what comes of a listener can be traced. */
+		if (filter_pids && may_probe && is_asked(task)) {
+			first = BPF_CORE_READ((const struct mptcp_sock *)sk, first);
+			if (first && is_stream(first, IPPROTO_TCP, true))
+				hold_first_subflow(first, true);
+		}
+		return;
+	}
 	first = CAST(struct mptcp_sock, sk)->first;
 	if (!first || !is_stream(first, IPPROTO_TCP, false))
 		return;
-	if (filter_pids && is_asked(task)) {
-		hold((__u64)first, HELD);
-		if (first->__sk_common.skc_state == TCP_LISTEN)
-			hold(port_key(&first->__sk_common), HELD_BY_MPTCP);
-	} else if (filter_pids && !first->sk_bpf_storage) {
+	if (filter_pids && is_asked(task))
+		hold_first_subflow(first, false);
+	else if (filter_pids && !first->sk_bpf_storage)
 		return;
-	}
 	if (is_wanted(first->__sk_common.skc_state))
 		write_row(seq, first, CAST(struct tcp_sock, first), first->__sk_common.skc_cookie.counter, NULL, task,
 			  fd, false);

@@ -178,17 +178,20 @@ func (l *loader) configure(cfg Config) error {
 		return err
 	}
 	l.initial = pidns == 0
-	if l.byPid = len(f.Pids) > 0 && !cfg.Snapshot; l.byPid {
+	l.mayProbe = features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel)
+	if cfg.Ways["tasks"] == None || cfg.Ways["pid_namespace"] == None {
+		l.mayProbe = errForced
+	}
+	// The listeners of programs in Go speak MPTCP; where what such a socket has cannot be
+	// read, what comes of one must not be turned away.
+	reads := l.mayProbe == nil || hasFunction(l, "bpf_rdonly_cast") == nil
+	if l.byPid = reads && len(f.Pids) > 0 && !cfg.Snapshot; l.byPid {
 		spec.Maps[tcptraceMapAsked].MaxEntries = maxPid / 64
 		spec.Maps[tcptraceMapClosing].MaxEntries = maxClosing
 		spec.Maps[tcptraceMapHeld].MaxEntries = maxHeld
 	}
 	if l.byPid && f.Follow {
 		spec.Maps[tcptraceMapHeirs].MaxEntries = maxPid / 64
-	}
-	l.mayProbe = features.HaveProgramHelper(ebpf.Kprobe, asm.FnProbeReadKernel)
-	if cfg.Ways["tasks"] == None || cfg.Ways["pid_namespace"] == None {
-		l.mayProbe = errForced
 	}
 	family := uint16(0)
 	switch f.Family {
