@@ -310,6 +310,22 @@ func stories() []story {
 			},
 		},
 		{
+			name: "the table was full of idle sockets", flags: []string{"--max-sockets", "1"}, seen: 10, passed: 10,
+			play: func(t *testing.T, p *pipeline) events.Books {
+				scanned(t, p)
+				one, two := client(1), client(2)
+				first := one.activeClose()
+				two.at = one.at + 2e9
+				second := two.activeClose()
+				take(t, p, first[:2]...)
+				take(t, p, second...)
+				one.at = two.at + 2e9
+				take(t, p, one.step(events.Established, events.FinWait1, events.Owned|events.HasSocket),
+					one.step(events.FinWait1, events.FinWait2, events.Dead), one.step(events.FinWait2, events.Close, events.Dead|events.Done))
+				return events.Books{Seen: 10}
+			},
+		},
+		{
 			name: "everything at once", flags: []string{"--max-sockets", "1"}, seen: 112, passed: 4,
 			lost: map[string]uint64{"ring_full": 3, "nested": 1, "table_full": 3, "decode": 1},
 			play: func(t *testing.T, p *pipeline) events.Books {

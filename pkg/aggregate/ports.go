@@ -125,6 +125,9 @@ func (t *Tracker) portKeyOf(e *ends, role Role) (portKey, bool) {
 
 // portGroup returns the number of a group. It may be new.
 func (t *Tracker) portGroup(k portKey) uint32 {
+	if t.group != 0 && *t.groups.key(t.group) == k {
+		return t.group // one connection after the other goes to the same destination
+	}
 	i := t.groups.find(k)
 	if i == 0 {
 		i = t.groups.add(k)
@@ -132,6 +135,8 @@ func (t *Tracker) portGroup(k portKey) uint32 {
 			t.net(k.netns).clients++
 		}
 	}
+	t.dismissGroup()
+	t.group = i
 	return i
 }
 
@@ -242,10 +247,18 @@ func (t *Tracker) leaveGroup(i uint32) {
 	t.forgetGroup(i)
 }
 
-// forgetGroup lets go of a group that has nothing any more.
+// dismissGroup is done with the group that was asked for last.
+func (t *Tracker) dismissGroup() {
+	if i := t.group; i != 0 {
+		t.group = 0
+		t.forgetGroup(i)
+	}
+}
+
+// forgetGroup lets go of a group that has nothing any more, unless it is at hand.
 func (t *Tracker) forgetGroup(i uint32) {
 	g := t.groups.at(i)
-	if g.live > 0 || g.waiting > 0 || g.finding != noFinding {
+	if g.live > 0 || g.waiting > 0 || g.finding != noFinding || i == t.group {
 		return
 	}
 	k := t.groups.key(i)
@@ -325,6 +338,7 @@ func (t *Tracker) weighPorts(i uint32) {
 // tickPorts weighs anew those that run out: ports in TIME_WAIT may be free to connect()
 // after a second.
 func (t *Tracker) tickPorts() {
+	t.dismissGroup()
 	for _, f := range t.findings {
 		if f != nil && f.kind == TimeWaitPorts {
 			t.weighPorts(f.group)

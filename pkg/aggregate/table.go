@@ -41,16 +41,20 @@ func (t *table[K, T]) first(b uint32) *uint32 { return &t.chunks[b/chunkLen].fir
 
 // bucket returns the number of the bucket for a key.
 func (t *table[K, T]) bucket(key K) uint32 {
-	h := t.hash(key)
-	if b := h & t.mask; b < t.used {
-		return b
+	b := t.hash(key) & t.mask
+	if b >= t.used {
+		b &= t.mask >> 1
 	}
-	return h & (t.mask >> 1)
+	return b
 }
 
 // find returns 0 if there is no such entry.
 func (t *table[K, T]) find(key K) uint32 {
-	i := *t.first(t.bucket(key))
+	b := t.hash(key) // bucket, in line
+	if b &= t.mask; b >= t.used {
+		b &= t.mask >> 1
+	}
+	i := *t.first(b)
 	for i != 0 && *t.key(i) != key {
 		i = *t.next(i)
 	}

@@ -62,6 +62,7 @@ type Tracker struct {
 	nets       map[uint32]*network
 	lastNet    *network // that was asked for
 	groups     table[portKey, portGroup]
+	group      uint32 // that was asked for last; it is kept until the next Tick
 	rates      []rate // likewise
 	freeRates  []uint32
 	crowds     *[crowdSlots]uint16 // minisockets that have no group, by slot
