@@ -136,7 +136,6 @@ func BenchmarkMemoryOfTimeWaits(b *testing.B) {
 			const n = 1_000_000
 			for b.Loop() {
 				before := heap()
-				each := float64(0)
 				c := newClosers(role)
 				c.tr.max = 1 << 21
 				c.step = uint64(5 * time.Microsecond)
@@ -145,7 +144,7 @@ func BenchmarkMemoryOfTimeWaits(b *testing.B) {
 						c.tr.Tick(c.ktime)
 					}
 				}
-				each = float64(heap()-before) / n
+				each := float64(heap()-before) / n
 				b.ReportMetric(each, "bytes/time-wait")
 				if got := c.tr.minis.len(); got != n {
 					b.Fatalf("got %d minisockets, want %d", got, n)
@@ -154,6 +153,51 @@ func BenchmarkMemoryOfTimeWaits(b *testing.B) {
 					b.Errorf("got %.1f bytes for each, want at most %d", each, timeWaitBytes)
 				}
 				runtime.KeepAlive(c)
+			}
+		})
+	}
+}
+
+// BenchmarkMemoryOfTheFirstScan says what is kept of a million that it has found.
+func BenchmarkMemoryOfTheFirstScan(b *testing.B) {
+	socket := events.Event{
+		Kind: events.Socket, Netns: 1, Old: events.Established, New: events.Established, Flags: events.HasSocket,
+		Proc: events.Proc{Pid: 7, Comm: events.MakeComm("srv")}, Lport: 80, Rport: 1, Quiet: 1,
+	}
+	timeWait := events.Event{
+		Kind: events.Socket, Netns: 1, Old: events.TimeWait, New: events.TimeWait, Mini: true, Fd: -1, Lport: 80, Rport: 1, Left: timeWaitLen,
+	}
+	for _, bb := range []struct {
+		name string
+		row  events.Event
+		most float64
+	}{
+		{"sockets", socket, socketBytes},
+		{"connections in TIME_WAIT", timeWait, timeWaitBytes},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			const n = 1_000_000
+			for b.Loop() {
+				before := heap()
+				tr := NewTracker(take{}, &Filter{}, 1<<21, events.DefaultThresholds)
+				tr.SeesMinisockets(true)
+				for k := range uint64(n) {
+					ev := bb.row
+					ev.Skaddr, ev.Cookie, ev.Ktime = 0xffff_8880_0000_0000+k*2432, k+1, uint64(time.Hour)+k
+					fromAfar(&ev, k)
+					tr.Observe(&ev)
+				}
+				tr.Scanned(events.Scan{Complete: true, Every: true})
+				tr.Tick(uint64(time.Hour + time.Second))
+				each := float64(heap()-before) / n
+				b.ReportMetric(each, "bytes/each")
+				if got := tr.Counts().Tracked; got != n {
+					b.Fatalf("got %d, want %d", got, n)
+				}
+				if each > bb.most {
+					b.Errorf("got %.1f bytes for each, want at most %.0f", each, bb.most)
+				}
+				runtime.KeepAlive(tr)
 			}
 		})
 	}

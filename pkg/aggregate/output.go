@@ -237,7 +237,9 @@ func (t *Tracker) firstScan() {
 			t.adopt(i) // what is known of it by now is all
 		}
 	}
-	t.starting = maps.Clone(t.starting) // a map does not shrink
+	starting := make(map[mark]uint32, len(t.starting)) // the one that had all of them does not shrink
+	maps.Copy(starting, t.starting)
+	t.starting = starting
 	for _, inode := range slices.Sorted(maps.Keys(t.nets)) {
 		t.weighAll(t.nets[inode]) // it was looked up before the scan
 	}
