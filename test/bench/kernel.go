@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -88,16 +90,11 @@ func (t tracer) runWithStatistics() (result, error) {
 		return result{}, fmt.Errorf("turn statistics on: %w", err)
 	}
 	defer statistics.Close()
-	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	empty, at, err := emptyProgram(tracepoint)
 	if err != nil {
-		return result{}, fmt.Errorf("load an empty program: %w", err)
+		return result{}, err
 	}
 	defer empty.Close()
-	at, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: tracepoint, Program: empty})
-	if err != nil {
-		return result{}, fmt.Errorf("attach an empty program: %w", err)
-	}
 	defer at.Close()
 	r, err := t.run()
 	if err != nil {
@@ -109,6 +106,65 @@ func (t tracer) runWithStatistics() (result, error) {
 	}
 	r.floor = float64(did.Runtime.Nanoseconds()) / float64(did.RunCount)
 	return r, nil
+}
+
+// emptyProgram attaches a program that does nothing.
+func emptyProgram(tracepoint string) (*ebpf.Program, link.Link, error) {
+	empty, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.RawTracepoint, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("load an empty program: %w", err)
+	}
+	at, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: tracepoint, Program: empty})
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("attach an empty program to %s: %w", tracepoint, err), empty.Close())
+	}
+	return empty, at, nil
+}
+
+// attachEmpty is a tracer that looks at nothing. It ends by a signal.
+func attachEmpty(tracepoints []string) error {
+	for _, tp := range tracepoints {
+		empty, at, err := emptyProgram(tp)
+		if err != nil {
+			return err
+		}
+		defer empty.Close()
+		defer at.Close()
+	}
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, os.Interrupt)
+	<-interrupted
+	return nil
+}
+
+// tracepoints are those that a command, which traces when it says so, attaches programs
+// to, each as often as it does.
+func tracepoints(command ...string) ([]string, error) {
+	p, err := start(command...)
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	if err := (tracer{command: command}).awaitStart(p); err != nil {
+		return nil, err
+	}
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", p.pid()))
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // closed by now
+		}
+		if name := field(text, "tp_name:"); name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names, p.interrupt()
 }
 
 // perTransition is the time in nanoseconds that its programs, those at the tracepoint or

@@ -19,9 +19,13 @@ import (
 
 func main() {
 	rounds := flag.Int("rounds", 5, "how often everything is measured, all rows in turn")
+	attach := flag.Bool("attach", false, "attach programs that do nothing to the tracepoints named, and wait (a row of the tables)")
 	flag.Parse()
 	err := errors.New("-rounds must be from 1 to 20")
-	if *rounds >= 1 && *rounds <= 20 {
+	switch {
+	case *attach:
+		err = attachEmpty(flag.Args())
+	case *rounds >= 1 && *rounds <= 20:
 		err = bench(*rounds)
 	}
 	if err != nil {
@@ -45,14 +49,17 @@ func bench(rounds int) error {
 		return err
 	}
 	defer idle.close()
-	rows := tracers(idle.pid())
+	rows, err := tracers(idle.pid())
+	if err != nil {
+		return err
+	}
 	storms, err := inTurn(rows, rounds, tracer.run)
 	if err != nil {
 		return err
 	}
 	// The statistics themselves cost each run of a program some 45 ns, so these storms
 	// count for nothing else; and they vary less.
-	kernel, err := inTurn(rows[1:], (rounds+1)/2, tracer.runWithStatistics)
+	kernel, err := inTurn(rows[idlers:], (rounds+1)/2, tracer.runWithStatistics)
 	if err != nil {
 		return err
 	}
@@ -72,7 +79,7 @@ func bench(rounds int) error {
 	if err != nil {
 		return err
 	}
-	if err := plot("docs/performance.svg", storms[1:], kernel); err != nil {
+	if err := plot("docs/performance.svg", storms[idlers:], kernel); err != nil {
 		return err
 	}
 	return rewrite("docs/performance.md", map[string]string{
@@ -81,7 +88,7 @@ func bench(rounds int) error {
 		"kernel":   kernelTable(kernel),
 		"programs": programTable(kernel),
 		"snapshot": snapshotTable(pairs),
-		"quiet":    quietTable(storms[1], idling),
+		"quiet":    quietTable(storms[idlers], idling),
 		"parts":    parts,
 	})
 }

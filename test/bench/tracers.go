@@ -32,21 +32,30 @@ type tracer struct {
 
 func (t tracer) isOurs() bool { return t.command != nil && t.command[0] == tcptraceBin }
 
-func tracers(idle int) []tracer {
+// idlers is how many of the tracers, at their head, do not trace.
+const idlers = 2
+
+func tracers(idle int) ([]tracer, error) {
+	filtered := []string{tcptraceBin, "--pid", strconv.Itoa(idle)}
+	at, err := tracepoints(filtered...)
+	if err != nil {
+		return nil, err
+	}
 	// One printf for each, with what tcpstates prints.
 	script := `tracepoint:sock:` + tracepoint + ` /args->protocol == 6/ {
 		printf("%llx %d %s %s %d %s %d %d -> %d\n", args->skaddr, pid, comm, ntop(args->saddr), args->sport,
 			ntop(args->daddr), args->dport, args->oldstate, args->newstate); }`
 	return []tracer{
 		{name: "none"},
+		{"programs that do nothing, where those of `--pid` are", append([]string{"/proc/self/exe", "-attach"}, at...), 0, 0},
 		// TIME_WAIT ends by one more transition, and each end's story is a line.
 		{"`tcptrace`", []string{tcptraceBin}, 1, 1 + 2},
 		{"`tcptrace --events finding`", []string{tcptraceBin, "--events", "finding,stats"}, 0, 0},
-		{"`tcptrace --pid` of an idle one", []string{tcptraceBin, "--pid", strconv.Itoa(idle)}, 0, 0},
+		{"`tcptrace --pid` of an idle one", filtered, 0, 0},
 		{"`tcpstates`", []string{"tcpstates"}, 1, 0},
 		{"`tcplife`", []string{"tcplife"}, 0, 2},
 		{"`bpftrace`, one printf", []string{"bpftrace", "-e", script}, 1, 0},
-	}
+	}, nil
 }
 
 // A result is what one storm has shown.
