@@ -361,8 +361,11 @@ func TestAFullDiskEndsTheRecordingAndNotTheRun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n >= len(live) || !r.Time.Equal(live[n].Time) || orNull(r.Cookie) != orNull(live[n].Cookie) || r.NewState != live[n].NewState {
-			t.Fatalf("transition %d of the replay is %s, want that of the run", n, line)
+		if n >= len(live) {
+			t.Fatalf("transition %d of the replay is %s, want none: the run has no more", n, line)
+		}
+		if l := live[n]; !r.Time.Equal(l.Time) || orNull(r.Cookie) != orNull(l.Cookie) || r.NewState != l.NewState {
+			t.Fatalf("transition %d of the replay is %s, want that of the run: %+v", n, line, l)
 		}
 		n++
 	}
