@@ -186,21 +186,25 @@ func TestStartingInTheMiddleOfAStormMissesNothingFromThenOn(t *testing.T) {
 		ns := newNetns(t)
 		var cmd *exec.Cmd
 		ns.do(t, func() {
-			cmd = exec.Command(bin, "-n", "60000")
+			cmd = exec.Command(bin, "-n", "500000") // more than it will have time for
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 		})
 		tr := startTracer(t, "--netns", fmt.Sprint(ns.inode), "--events", "stats")
-		if err := cmd.Wait(); err != nil {
+		time.Sleep(time.Second)
+		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
+		}
+		if err := cmd.Wait(); cmd.ProcessState.Exited() {
+			t.Fatalf("the storm was over before tracing began, or failed: %v", err)
 		}
 		stats := lastStats(tr.stop().records)
 		switch {
 		case stats == nil: // stop has said so
 			return
 		case stats.Delivered < 1000:
-			t.Fatalf("%d transitions: the storm was over before tracing began", stats.Delivered)
+			t.Fatalf("%d transitions in a second of the storm", stats.Delivered)
 		case stats.Lost["nested"] == 0:
 			return
 		case attempt == stormAttempts:
