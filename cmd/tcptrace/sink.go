@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	chunkBytes = 128 << 10 // of one write, after which other lines may go ahead
+	chunkBytes = 128 << 10 // after which other lines may go ahead
+	pieceBytes = 16 << 10  // of one write to whoever may read slowly
 	lineBytes  = 8 << 10   // nearly all lines are shorter; one that is not makes its buffer grow
 	chunks     = 256       // 32 MiB between the tracker and a reader that is slow,
 	reserve    = 8         // 1 MiB of them for lines that go ahead
@@ -27,8 +28,9 @@ const (
 // Lines that are few and matter go ahead of all that wait, and have buffers in reserve: they are
 // neither late nor shed because of the many.
 type sink struct {
-	file *os.File
-	cur  []byte // is being filled; nil: none. It belongs to the one who makes the lines
+	file    *os.File
+	regular bool   // nobody reads it meanwhile, or ever stops to
+	cur     []byte // is being filled; nil: none. It belongs to the one who makes the lines
 
 	mu     sync.Mutex
 	work   sync.Cond // the writer waits for something to do
@@ -52,6 +54,9 @@ type sink struct {
 func newSink(f *os.File) *sink {
 	s := &sink{file: f, freed: make(chan struct{}, 1), over: make(chan struct{})}
 	s.work.L = &s.mu
+	if st, err := f.Stat(); err == nil {
+		s.regular = st.Mode().IsRegular()
+	}
 	go s.write()
 	return s
 }
@@ -59,14 +64,20 @@ func newSink(f *os.File) *sink {
 // write is the one goroutine that may block on the file.
 func (s *sink) write() {
 	defer close(s.over)
+	size := pieceBytes
+	if s.regular {
+		size = chunkBytes
+	}
 	for b := s.next(); b != nil; b = s.next() {
-		if s.err == nil {
-			if _, err := s.file.Write(b); err != nil {
-				s.err = err
-				s.bad.Store(true)
+		for piece := range slices.Chunk(b, size) {
+			if s.err == nil {
+				if _, err := s.file.Write(piece); err != nil {
+					s.err = err
+					s.bad.Store(true)
+				}
 			}
+			s.done.Add(1)
 		}
-		s.done.Add(1)
 	}
 }
 
@@ -174,20 +185,26 @@ func (s *sink) wake() {
 }
 
 // first takes a line that is not to wait for others that the writer has not come to yet; or
-// refuses it, if too many such lines wait already. Who is patient gets all lines in their order.
+// refuses it, if too many such lines wait already. Who is patient gets all lines in their order,
+// and so does everybody while nothing waits.
 func (s *sink) first(line []byte) bool {
+	if s.patience != nil {
+		b, ok := s.room()
+		if ok {
+			s.put(append(b, line...))
+		}
+		return ok
+	}
 	s.mu.Lock()
-	inOrder := s.patience != nil || s.idle && len(s.queue) == 0
-	taken := !inOrder && s.pass(line)
-	s.mu.Unlock()
-	if !inOrder {
-		return taken
+	defer s.mu.Unlock()
+	if s.idle && len(s.queue) == 0 && len(s.cur) > 0 {
+		// It would be written now. And no such line may come to stand in the queue, where
+		// the next one would pass it.
+		s.ahead = append(s.ahead, s.cur)
+		s.cur = nil
+		s.wake()
 	}
-	b, ok := s.room()
-	if ok {
-		s.put(append(b, line...))
-	}
-	return ok
+	return s.pass(line)
 }
 
 // pass appends a line to what goes ahead.
@@ -225,7 +242,7 @@ var errStuck = errors.New("stdout takes no more: its reader has stopped reading"
 
 // close waits until everything is written, and returns the error of the file. That the reader
 // has gone is none. One that is slow gets all there is; one that has stopped must not keep a run from
-// its end: errStuck.
+// its end: errStuck. A disk is waited for, and so is everybody if there is patience.
 func (s *sink) close() error {
 	s.mu.Lock()
 	s.enqueue()
@@ -240,10 +257,20 @@ func (s *sink) close() error {
 			}
 			return s.err
 		case <-time.After(stuckAfter):
-			if s.done.Load() == written {
+			if s.done.Load() == written && !s.regular && !s.waits() {
 				return errStuck
 			}
 		}
+	}
+}
+
+// waits reports whether there is patience, and it has not come to its end.
+func (s *sink) waits() bool {
+	select {
+	case <-s.patience:
+		return false
+	default:
+		return s.patience != nil
 	}
 }
 

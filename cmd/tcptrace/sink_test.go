@@ -378,3 +378,69 @@ func TestAPatientSinkWaitsForItsReaderUntilItIsToldNotTo(t *testing.T) {
 		t.Errorf("got room of %d bytes, want none", len(b))
 	}
 }
+
+// What goes first keeps its order, also while others fill what was about to be written.
+func TestWhatGoesFirstKeepsItsOrder(t *testing.T) {
+	r, w := pipe(t)
+	s := newSink(w)
+	for !s.writerWaits() {
+		time.Sleep(time.Millisecond)
+	}
+	if !s.first([]byte("open\n")) {
+		t.Fatal("refused")
+	}
+	fillTo(t, s, 2*chunkBytes) // as one Read brings them in a storm, before the flush that follows it
+	if !s.first([]byte("resolved\n")) {
+		t.Fatal("refused")
+	}
+	s.flush()
+	got := drain(r)
+	check(t, s.close())
+	check(t, w.Close())
+	all := <-got
+	if a, b := bytes.Index(all, []byte("open\n")), bytes.Index(all, []byte("resolved\n")); a > b {
+		t.Errorf("resolved at byte %d, open at byte %d", b, a)
+	}
+}
+
+// As `tcptrace snapshot | less`: the reader takes a screenful, and then thinks for longer than a stopped
+// one is given.
+func TestAPatientSinkIsPatientAtTheEnd(t *testing.T) {
+	t.Parallel() // it waits
+	r, w := pipe(t)
+	s := newSink(w)
+	s.patience = make(chan struct{})
+	want := fillTo(t, s, 1<<20)
+	got := make(chan []byte)
+	go func() {
+		time.Sleep(stuckAfter * 4 / 3)
+		got <- <-drain(r)
+	}()
+	check(t, s.close())
+	check(t, w.Close())
+	if b := <-got; !bytes.Equal(b, want) {
+		t.Errorf("got %d bytes, want %d", len(b), len(want))
+	}
+}
+
+// A reader who reads all the time, 40 KB a second, is none that has stopped.
+func TestASlowReaderIsNoneThatHasStopped(t *testing.T) {
+	t.Parallel() // it takes its time
+	r, w := pipe(t)
+	s := newSink(w)
+	fillTo(t, s, 2*chunkBytes)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		b := make([]byte, 1<<10)
+		for {
+			if _, err := r.Read(b); err != nil {
+				return
+			}
+			time.Sleep(25 * time.Millisecond)
+		}
+	}()
+	check(t, s.close())
+	check(t, w.Close())
+	<-over
+}
