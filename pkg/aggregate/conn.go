@@ -25,7 +25,7 @@ type conn struct {
 	byProcess bool // a process that the filter asks for holds or held it
 	byQueue   bool // such a process holds its listener, and nobody has accepted it yet
 	sought    bool // waits for a scan to tell its owner
-	handed    bool // a minisocket has taken over
+	handed    bool // a minisocket has taken over; the transition that says so was missed
 	named     bool // in Tracker.listeners
 
 	// What the scans say.

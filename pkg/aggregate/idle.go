@@ -18,7 +18,7 @@ func (t *Tracker) alive(i uint32, c *conn, before, ktime uint64) {
 }
 
 // So many sockets that must be kept are passed over in search of one that need not.
-const mostPassed = 16
+const mostPassed = 64
 
 // makeRoom reports whether there is a place for another socket or minisocket. In a full
 // table it takes that of the socket that has been idle longest. It keeps listeners, which
@@ -28,6 +28,9 @@ const mostPassed = 16
 func (t *Tracker) makeRoom(ktime, cookie uint64) bool {
 	if !t.full() {
 		return true
+	}
+	if !t.scanDone {
+		return false // what has been found is in no order yet
 	}
 	for range mostPassed {
 		i := t.list(notSuspect).head
@@ -64,7 +67,7 @@ func (t *Tracker) overflowed() bool {
 // usedLately reports whether a row shows that something has come since all sockets were
 // looked at last.
 func usedLately(ev *events.Event) bool {
-	return ev.Quiet != 0 && ev.Quiet < uint64(lookAtAllAfter)
+	return ev.Quiet < uint64(lookAtAllAfter)
 }
 
 // Lists of what is waited for hold at most so many for each place in the table: what has

@@ -276,3 +276,58 @@ func TestAListOfWaitersShrinks(t *testing.T) {
 		t.Errorf("got %d with place for %d, want 10 with place for not many more", len(got), cap(got))
 	}
 }
+
+// Of the busiest socket something has come within the last jiffy: the kernel says 0.
+func TestABusySocketKeepsItsPlace(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.tr.max = 2
+	s.steps(nth(0), "C>SS SS>E", by(2, "cli")) // busy all the time
+	s.pass(2000)
+	s.steps(nth(1), "C>SS SS>E", by(2, "cli")) // hears nothing more
+	s.pass(600_000)
+	s.scan(holds(nth(0), "E", 2, "cli", 3, quiet(0)), holds(nth(1), "E", 2, "cli", 4, quiet(600_000)))
+	s.pass(100)
+	s.steps(nth(2), "C>SS SS>E", by(3, "new"))
+	s.keeps(t, 3, 0, 2)
+}
+
+// Minisockets come last in the first scan, and do not push out what it has found before, which is in no order yet.
+func TestTheFirstScanForgetsNothingThatItHasFound(t *testing.T) {
+	s := &story{t: t, ms: 1e6}
+	s.tr = NewTracker(s, &Filter{}, 8, thresholds(time.Minute))
+	s.tr.SeesMinisockets(false)
+	s.tick()
+	for k := range 6 {
+		s.row(nth(k), "E", 1, "srv", int32(k+3), quiet(5000))
+	}
+	for k := range 4 {
+		s.mini(mini(nth(100+k)), events.TimeWait, 30*time.Second)
+	}
+	s.tick()
+	s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{1}})
+	if n, c := len(s.lines("socket E")), s.tr.Counts(); n != 6 || c.NoPlace != 2 {
+		t.Errorf("%d sockets were told of, %d had no place, want 6 and 2", n, c.NoPlace)
+	}
+}
+
+// A socket whose beginning nobody saw takes a place as any other does; where it finds none, that is said.
+func TestASocketThatALaterScanFindsTakesThePlaceOfAnIdleOne(t *testing.T) {
+	for _, idle := range []float64{5000, 10} {
+		s := newStory(t, Filter{})
+		s.tr.max = 1
+		s.steps(nth(0), "C>SS SS>E", by(2, "cli"))
+		s.pass(idle)
+		for k := range 2 {
+			s.row(nth(k), "E", 2, "cli", int32(3+k), quiet(600_000))
+		}
+		s.tick()
+		s.tr.Scanned(events.Scan{Complete: true, Every: true, All: true, Walked: []uint32{1}})
+		evicted, noPlace := uint64(1), uint64(0)
+		if idle < 1000 {
+			evicted, noPlace = 0, 1
+		}
+		if c := s.tr.Counts(); c.Evicted != evicted || c.NoPlace != noPlace {
+			t.Errorf("idle for %v ms: got %d evicted and %d without a place, want %d and %d", idle, c.Evicted, c.NoPlace, evicted, noPlace)
+		}
+	}
+}

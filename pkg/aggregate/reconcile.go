@@ -22,7 +22,11 @@ func (t *Tracker) reconcile(s *events.Scan) {
 	}
 	for k := range t.newcomers {
 		ev := &t.newcomers[k]
-		if !t.newcomer[ev.Skaddr] || t.table.find(ev.Skaddr) != 0 || t.full() {
+		if !t.newcomer[ev.Skaddr] || t.table.find(ev.Skaddr) != 0 {
+			continue
+		}
+		if !t.makeRoom(t.now, 0) {
+			t.counts.NoPlace++
 			continue
 		}
 		i := t.table.add(ev.Skaddr)

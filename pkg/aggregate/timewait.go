@@ -213,7 +213,7 @@ func (t *Tracker) successor(c *conn, ev *events.Event) uint32 {
 func (t *Tracker) handOver(i, to uint32, ev *events.Event) {
 	c, m := t.table.at(i), t.minis.at(to)
 	delete(t.starting, c.mark())
-	c.handed = true
+	c.handed = ev.Kind != events.Transition
 	from, since := c.state, uint64(0)
 	if c.exact {
 		since = c.since
@@ -369,6 +369,9 @@ const strayAfter = uint64(100 * time.Millisecond)
 // findStrays looks for the connections of minisockets that should have come from one so
 // long ago: the socket's last transition was missed.
 func (t *Tracker) findStrays(ktime, after uint64) {
+	if ktime < t.nextStrays {
+		return
+	}
 	var strays []uint32
 	t.strays = t.expireMinis(t.strays, ktime, after, func(w waiter, i uint32, m *minisocket) {
 		if !m.settled() && m.begun <= w.ktime {
@@ -377,6 +380,7 @@ func (t *Tracker) findStrays(ktime, after uint64) {
 	})
 	// With a full table, most have no connection here.
 	if len(strays) > 0 && !t.full() {
+		t.nextStrays = ktime + second // it is a walk through all there is
 		for i, c := range t.table.all() {
 			if c.state == events.Close {
 				continue

@@ -783,3 +783,14 @@ func TestASocketThatProvesToBeAServersHoldsNoPort(t *testing.T) {
 	s.scan()
 	auditEmpty(t, s.tr)
 }
+
+// A second CLOSE after an ordinary hand-over, which no kernel sends, takes back no loss that there was not.
+func TestASecondCloseIsNoMissedOne(t *testing.T) {
+	s := newMiniStory(t, Filter{})
+	s.closesFirst(nth(0))
+	s.handsOver(nth(0), "F2>C", "TW", with(orphan|events.Done))
+	s.step(nth(0), "C>C")
+	if m := s.tr.Counts().Missed; m != 0 {
+		t.Errorf("got %d missed, want 0", m)
+	}
+}

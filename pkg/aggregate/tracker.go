@@ -103,6 +103,7 @@ type Tracker struct {
 	starting   map[mark]uint32          // minisocket whose socket has not said CLOSE yet
 	refused    uint64                   // Ktime at which one had no place; 0: all had
 	strays     []waiter                 // minisockets that may have no socket, oldest first
+	nextStrays uint64                   // when their sockets may be looked for again
 	ending     []waiter                 // minisockets that seem to have ended, oldest first
 	again      []waiter                 // reused
 	lookAt     [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
