@@ -369,9 +369,10 @@ static __always_inline void copy_socket(struct transition *e, const struct sock 
 	e->ev.flags = flags;
 }
 
-/* The processes that --pid asks for: bit sets by PID. asked is written by the agent, heirs,
- * their children, by process_fork: neither can lose what the other writes. As large as
- * PIDs can be (PID_MAX_LIMIT) if filter_pids, filter_follow. */
+/* The processes that --pid asks for: bit sets by PID. asked is set by the agent, and cleared
+ * by process_fork, which that may undo: then sockets reach the agent in vain, which decides
+ * again. heirs, their children, are process_fork's alone. As large as PIDs can be
+ * (PID_MAX_LIMIT) if filter_pids, filter_follow. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

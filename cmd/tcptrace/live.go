@@ -480,6 +480,7 @@ func (r *runner) stop() error {
 	}
 	if n := r.pipe.underway(); n != 0 {
 		r.log.Warn("the kernel side has counted other transitions than have arrived", zap.Int64("difference", n))
+		r.pipe.decode += uint64(max(n, 0)) // what does not arrive is lost here, wherever that was
 	}
 	return nil
 }

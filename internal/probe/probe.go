@@ -250,6 +250,10 @@ func (p *Probe) readUntil(ktime uint64, f func(raw []byte) error) error {
 	defer p.ring.release()
 	for {
 		raw := p.ring.peek()
+		if raw == nil && !p.ring.empty() {
+			time.Sleep(busyFor)
+			continue
+		}
 		if raw == nil || events.Ktime(raw) > ktime {
 			return nil
 		}
@@ -280,7 +284,7 @@ func (p *Probe) Drain(f func(raw []byte) error) error {
 		return err
 	}
 	for !p.ring.empty() {
-		if _, err := p.Read(0, f); err != nil {
+		if _, err := p.Read(busyFor, f); err != nil {
 			return err
 		}
 	}

@@ -86,14 +86,24 @@ func (r *ring) wait(d time.Duration) error {
 	return err
 }
 
-// peek returns the next record, nil if there is none. It is valid until take.
+// A program that is writing a record is done with it at once, unless the hypervisor or a debugger stops its
+// CPU: so often it is looked after, and then every so long.
+const (
+	busyLooks = 1 << 12
+	busyFor   = 100 * time.Microsecond
+)
+
+// peek returns the next record, nil if there is none, or none that is complete. It is valid until take.
 func (r *ring) peek() []byte {
-	for r.pos != atomic.LoadUint64(r.producer) {
+	for looks := 0; r.pos != atomic.LoadUint64(r.producer); {
 		at := r.pos & r.mask
 		// The kernel writes it last, so that all of the record is there.
 		header := atomic.LoadUint32((*uint32)(unsafe.Pointer(&r.records[at])))
 		if header&unix.BPF_RINGBUF_BUSY_BIT != 0 {
-			continue // a program is writing it, and nothing keeps it from that
+			if looks++; looks == busyLooks {
+				return nil
+			}
+			continue
 		}
 		size := uint64(header &^ unix.BPF_RINGBUF_DISCARD_BIT)
 		r.next = r.pos + (ringHeader+size+7)&^7

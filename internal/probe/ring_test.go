@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,5 +94,31 @@ func TestARecordsPlaceIsGivenBackAfterIt(t *testing.T) {
 	f.release()
 	if f.consumer != f.producer {
 		t.Errorf("given back up to %d, want %d", f.consumer, f.producer)
+	}
+}
+
+// What a program is writing is waited for, and it comes before what is complete behind it; but a program whose
+// CPU has stopped is not waited for without end.
+func TestARecordThatIsBeingWrittenIsWaitedFor(t *testing.T) {
+	f := newFakeRing()
+	f.write("first", unix.BPF_RINGBUF_BUSY_BIT)
+	f.write("second", 0)
+	if raw := f.peek(); raw != nil || f.empty() {
+		t.Fatalf("got %q, want nothing yet, and a ring that is not empty", raw)
+	}
+	header := (*uint32)(unsafe.Pointer(&f.records[0]))
+	go func() {
+		time.Sleep(time.Millisecond)
+		atomic.StoreUint32(header, atomic.LoadUint32(header)&^unix.BPF_RINGBUF_BUSY_BIT)
+	}()
+	for _, want := range []string{"first", "second"} {
+		raw := f.peek()
+		for raw == nil {
+			raw = f.peek()
+		}
+		if string(raw) != want {
+			t.Fatalf("got %q, want %q", raw, want)
+		}
+		f.take()
 	}
 }
