@@ -79,6 +79,7 @@ type record struct {
 	Delivered uint64            `json:"delivered"`
 	Filtered  uint64            `json:"filtered"`
 	Lost      map[string]uint64 `json:"lost"`
+	OtherLost uint64            `json:"records_lost"`
 	Records   map[string]uint64 `json:"records"`
 	Hidden    uint64            `json:"hidden_processes"`
 	Tracked   int               `json:"sockets_tracked"`

@@ -221,6 +221,9 @@ func (tr *tracer) end() traced {
 	if n := strings.Count(out.stderr, "tracing"); n != 1 {
 		tr.t.Errorf("%d lines on stderr contain %q, want 1:\n%s", n, "tracing", out.stderr)
 	}
+	if strings.Contains(out.stderr, "other transitions than have arrived") {
+		tr.t.Errorf("records have vanished on their way:\n%s", out.stderr)
+	}
 	checkBooks(tr.t, lastStats(out.records))
 	out.checkCounts(tr.t)
 	return out

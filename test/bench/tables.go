@@ -71,7 +71,7 @@ func stormTable(rows []row) string {
 // losses are the causes for which anything was lost in any round.
 func losses(r row) string {
 	var causes []string
-	for _, cause := range []string{missingLines, bufferFull, "ring_full", "nested", "table_full", "decode", "unprinted"} {
+	for _, cause := range []string{missingLines, bufferFull, "ring_full", "nested", "table_full", "decode", "records_lost", "unprinted"} {
 		lost := each(r.results, func(r result) float64 { return r.lost[cause] })
 		if slices.Min(lost) != 0 || slices.Max(lost) != 0 {
 			causes = append(causes, cause+" "+spread("%.0f", lost))

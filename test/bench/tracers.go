@@ -159,8 +159,9 @@ var toldLost = regexp.MustCompile(`(?i)lost (\d+) events`)
 // printed.
 func (t tracer) count(p *process, r *result) error {
 	var stats struct {
-		Lost      map[string]float64
-		Unprinted float64
+		Lost        map[string]float64
+		RecordsLost float64 `json:"records_lost"`
+		Unprinted   float64
 	}
 	printed, told := 0.0, p.said()
 	err := p.printed(func(line []byte) error {
@@ -184,6 +185,7 @@ func (t tracer) count(p *process, r *result) error {
 			return fmt.Errorf("no stats record")
 		}
 		r.lost = stats.Lost
+		r.lost["records_lost"] = stats.RecordsLost
 		r.lost["unprinted"] = stats.Unprinted
 	} else {
 		for _, message := range toldLost.FindAllStringSubmatch(told, -1) {

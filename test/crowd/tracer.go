@@ -117,9 +117,10 @@ func kilobytes(path, name string) int {
 type output struct {
 	rest  []byte // the beginning of a line
 	stats struct {
-		Type string
-		Seen uint64
-		Lost map[string]uint64
+		Type        string
+		Seen        uint64
+		Lost        map[string]uint64
+		RecordsLost uint64 `json:"records_lost"`
 	}
 
 	mu       sync.Mutex
@@ -162,11 +163,18 @@ func (o *output) Write(b []byte) (int, error) {
 }
 
 func (o *output) lateness() string {
+	if len(o.late) == 0 {
+		return "never"
+	}
 	slices.Sort(o.late)
 	return fmt.Sprintf("%.0f ms, at most %.0f ms (%d)", float64(median(o.late))/1e6, float64(o.late[len(o.late)-1])/1e6, len(o.late))
 }
 
 func (o *output) lost() string {
+	if o.stats.Lost == nil {
+		return "unknown"
+	}
+	o.stats.Lost["records_lost"] = o.stats.RecordsLost
 	var n uint64
 	var causes []string
 	for cause, k := range o.stats.Lost {
