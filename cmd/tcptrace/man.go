@@ -25,6 +25,13 @@ Usage: the line on stderr names flag and value.
 .TP
 .B 3
 There was a finding that \fB\-\-fail\-on\fR asks for.
+.SH ENVIRONMENT
+.TP
+.B NO_COLOR
+If it is set, and not empty, text has no colour on a terminal either; nor has it if
+.B TERM
+is
+.IR dumb .
 .SH FILES
 .TP
 .I /sys/kernel/btf/vmlinux

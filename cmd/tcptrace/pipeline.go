@@ -26,8 +26,8 @@ type pipeline struct {
 	cfg     *config
 	tracker *aggregate.Tracker
 	enc     encoder
-	wall    *int64 // of enc
-	header  string
+	wall    *int64              // of enc
+	head    func([]byte) []byte // of enc, if its records stand under a header
 	out     *sink
 	wants   wants
 	line    []byte // of a record that goes ahead
@@ -58,11 +58,11 @@ func newPipeline(cfg *config, out *sink) *pipeline {
 	}}
 	switch {
 	case cfg.text && cfg.snapshot:
-		e := &text.Snapshot{}
-		p.enc, p.wall, p.header = e, &e.Wall, text.SnapshotHeader
+		e := text.NewSnapshot(screen(out.file))
+		p.enc, p.wall, p.head = e, &e.Wall, e.Begin
 	case cfg.text:
-		e := &text.Encoder{}
-		p.enc, p.wall, p.header = e, &e.Wall, text.Header
+		e := text.NewEncoder(screen(out.file))
+		p.enc, p.wall, p.head = e, &e.Wall, e.Begin
 	default:
 		e := &jsonl.Encoder{}
 		p.enc, p.wall = e, &e.Wall
@@ -74,11 +74,14 @@ func newPipeline(cfg *config, out *sink) *pipeline {
 	return p
 }
 
-// begin prints what stands above the records, once it is certain that there will
-// be some.
+// begin prints what stands above the records that have columns, once it is certain that there
+// will be some.
 func (p *pipeline) begin() {
-	if b, ok := p.out.room(); ok && p.header != "" {
-		p.out.put(append(b, p.header...))
+	if p.head == nil || !p.wants.transition && !p.wants.connection && !p.wants.socket {
+		return
+	}
+	if b, ok := p.out.room(); ok {
+		p.out.put(p.head(b))
 	}
 }
 

@@ -10,42 +10,59 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// SnapshotHeader names the columns of a Snapshot.
-const SnapshotHeader = "STATE       AGE        VERDICT       LADDR:LPORT           RADDR:RPORT           PID     COMM             UNREAD HOLDERS\n"
-
 // A Snapshot is an Encoder whose sockets are a table, in the manner of ss.
 type Snapshot struct{ Encoder }
 
-// Socket appends s as one line. An age is a lower bound: "75s+".
+// NewSnapshot returns an encoder of snapshots for a screen.
+func NewSnapshot(s Screen) *Snapshot {
+	t := table{Screen: s, last: "HOLDERS"}
+	if s.narrow() {
+		t.columns = []column{{"STATE", []int{11}}, {"AGE", []int{7, 10}}, {"VERDICT", []int{7, 13}}, {"LPORT", []int{5}}, {"RADDR:RPORT", narrowEnds}}
+	} else {
+		t.columns = []column{
+			{"STATE", []int{11}}, {"AGE", []int{10}}, {"VERDICT", []int{13}}, {"LADDR:LPORT", wideEnds}, {"RADDR:RPORT", wideEnds},
+			{"PID", []int{7}}, {"COMM", []int{16}}, {"UNREAD", []int{6}},
+		}
+	}
+	return &Snapshot{Encoder{t: t}}
+}
+
+// Socket appends s as one line. An age is a lower bound: "75s+". In the narrow layout an owner who
+// holds no descriptor stands among the holders, without one.
 func (e *Snapshot) Socket(b []byte, s *aggregate.Socket) []byte {
-	age, verdict, unread := "-", "-", "-"
+	age, verdict, unread, style := "-", "-", "-", ""
 	if s.Age >= 0 {
 		age = roughly(s.Age) + "+"
 	}
 	if s.Verdict != aggregate.VerdictNone {
-		verdict = s.Verdict.String()
+		verdict, style = s.Verdict.String(), yellow
 	}
 	if s.State == events.CloseWait {
 		unread = strconv.FormatUint(uint64(max(s.Unread, 1)-1), 10)
 	}
-	pid, comm := owner(&s.Owner)
-	holders := "-"
-	if len(s.Holders) > 0 {
-		var hs []string
-		for i := range s.Holders {
-			h := &s.Holders[i]
-			hs = append(hs, fmt.Sprintf("%s[%d]:%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd))
-		}
-		holders = strings.Join(hs, " ")
+	var hs []string
+	for i := range s.Holders {
+		h := &s.Holders[i]
+		hs = append(hs, fmt.Sprintf("%s[%d]:%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd))
 	}
-	return fmt.Appendf(b, "%-11s %-10s %-13s %-21s %-21s %-7s %-16s %-6s %s\n", s.State, age, verdict,
-		endpoint(s.Laddr, s.Lport), endpoint(s.Raddr, s.Rport), pid, comm, unread, holders)
+	pid, comm := owner(&s.Owner)
+	if len(hs) == 0 {
+		hs = []string{"-"}
+		if e.t.narrow() && s.Owner.Pid != 0 {
+			hs[0] = fmt.Sprintf("%s[%s]", comm, pid)
+		}
+	}
+	state, raddr := s.State.String(), endpoint(s.Raddr, s.Rport)
+	last := strings.Join(hs, " ")
+	if e.t.narrow() {
+		return e.t.row(b, style, last, state, age, verdict, port(s.Lport), raddr)
+	}
+	return e.t.row(b, style, last, state, age, verdict, endpoint(s.Laddr, s.Lport), raddr, pid, comm, unread)
 }
 
-// Finding appends f as two lines, under the table.
+// Finding appends f under the table.
 func (e *Snapshot) Finding(b []byte, f *aggregate.Finding) []byte {
-	b = fmt.Appendf(b, "\n%s %s: %s\n", strings.ToUpper(f.Severity.String()), f.Kind, Printable([]byte(f.Message)))
-	return fmt.Appendf(b, "    %s\n", f.Advice)
+	return e.t.finding(append(b, '\n'), fmt.Sprintf("%s %s:", strings.ToUpper(f.Severity.String()), f.Kind), f)
 }
 
 // roughly is d with as many digits as an eye wants.

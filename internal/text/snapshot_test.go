@@ -10,22 +10,22 @@ import (
 )
 
 // cells splits a line of the table by its columns. The last holds all that is left.
-func cells(t *testing.T, line string) map[string]string {
+func cells(t *testing.T, header, line string) map[string]string {
 	t.Helper()
 	line, ok := strings.CutSuffix(line, "\n")
 	if !ok || strings.Contains(line, "\n") {
 		t.Fatalf("got %q, want one line", line)
 	}
-	names := strings.Fields(SnapshotHeader)
+	names := strings.Fields(header)
 	runes, got := []rune(line), map[string]string{}
 	for n, name := range names {
-		at, end := strings.Index(SnapshotHeader, name), len(runes)
+		at, end := strings.Index(header, name), len(runes)
 		if n+1 < len(names) {
-			end = strings.Index(SnapshotHeader, names[n+1])
+			end = strings.Index(header, names[n+1])
 		}
 		cell := string(runes[at:end])
 		if strings.HasPrefix(cell, " ") || n+1 < len(names) && !strings.HasSuffix(cell, " ") {
-			t.Errorf("column %s: got %q, want it to begin where the header does and end before the next:\n%s%s", name, cell, SnapshotHeader, line)
+			t.Errorf("column %s: got %q, want it to begin where the header does and end before the next:\n%s%s", name, cell, header, line)
 		}
 		got[name] = strings.TrimRight(cell, " ")
 	}
@@ -84,8 +84,8 @@ func TestASocketOfASnapshotStandsUnderItsHeader(t *testing.T) {
 			map[string]string{"STATE": "ESTABLISHED", "AGE": "2376h0m+"},
 		},
 	} {
-		e := Snapshot{}
-		got := cells(t, string(e.Socket(nil, &tt.in)))
+		e := NewSnapshot(Screen{})
+		got := cells(t, string(e.Begin(nil)), string(e.Socket(nil, &tt.in)))
 		for column, want := range tt.want {
 			if got[column] != want {
 				t.Errorf("%s, column %s: got %q, want %q", tt.name, column, got[column], want)
@@ -117,7 +117,7 @@ func TestAnAgeIsCutNotRounded(t *testing.T) {
 }
 
 func TestAFindingStandsBelowTheTableWithWhatToDo(t *testing.T) {
-	e := Snapshot{}
+	e := NewSnapshot(Screen{})
 	f := &aggregate.Finding{
 		Kind: aggregate.CloseWaitLeak, Severity: aggregate.Warning, Message: "nginx[7] keeps 3 connections", Advice: "Close them.",
 	}
@@ -130,7 +130,7 @@ func TestAFindingStandsBelowTheTableWithWhatToDo(t *testing.T) {
 func TestNoNameReachesTheTableRaw(t *testing.T) {
 	for _, name := range nasty {
 		s := ends("1.1.1.1", "2.2.2.2", 1, name)
-		e := Snapshot{}
+		e := NewSnapshot(Screen{})
 		line := string(e.Socket(nil, &aggregate.Socket{
 			Ends: s, State: events.CloseWait, Holders: []aggregate.Holder{{Pid: 1, Comm: s.Owner.Comm, Fd: 7}},
 		}))

@@ -1,5 +1,7 @@
-// Package text encodes records for eyes: one aligned line each, in the manner of
-// ss and tcpstates.
+// Package text encodes records for eyes: aligned lines, in the manner of ss and tcpstates.
+//
+// What a process has chosen, its name, can do nothing to a terminal: see Printable. How wide it
+// is shown is what a terminal makes of it, as far as Unicode says.
 package text
 
 import (
@@ -15,20 +17,44 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-// Header names the columns that all lines share.
-const Header = "TIME            PID     COMM             LADDR:LPORT           RADDR:RPORT           WHAT\n"
-
-// An Encoder turns records into lines. It belongs to one goroutine.
+// An Encoder turns the records of a run into lines. It belongs to one goroutine.
 type Encoder struct {
 	// Wall is what to add to the kernel's clock to get Unix time, in ns.
 	Wall int64
+	t    table
+	line []byte // the last cell of a row
 }
 
-func (e *Encoder) appendHead(b []byte, ktime uint64, s *aggregate.Ends) []byte {
-	b = time.Unix(0, int64(ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
+// NewEncoder returns an encoder for a screen.
+func NewEncoder(s Screen) *Encoder {
+	t := table{Screen: s, last: "WHAT"}
+	if s.narrow() {
+		t.columns = []column{{"TIME", []int{8}}, {"PID", []int{5, 7}}, {"COMM", []int{8, 16}}, {"LPORT", []int{5}}, {"RADDR:RPORT", narrowEnds}}
+	} else {
+		t.columns = []column{{"TIME", []int{15}}, {"PID", []int{7}}, {"COMM", []int{16}}, {"LADDR:LPORT", wideEnds}, {"RADDR:RPORT", wideEnds}}
+	}
+	return &Encoder{t: t}
+}
+
+// Begin appends what stands above the lines.
+func (e *Encoder) Begin(b []byte) []byte { return e.t.header(b) }
+
+func (e *Encoder) clock(ktime uint64) string {
+	layout := "15:04:05.000000"
+	if e.t.narrow() {
+		layout = "15:04:05"
+	}
+	return time.Unix(0, int64(ktime)+e.Wall).Format(layout)
+}
+
+// row appends a line: the cells that all have, and e.line.
+func (e *Encoder) row(b []byte, ktime uint64, s *aggregate.Ends, style string) []byte {
 	pid, comm := owner(&s.Owner)
-	return fmt.Appendf(b, " %-7s %-16s %-21s %-21s ", pid, comm,
-		endpoint(s.Laddr, s.Lport), endpoint(s.Raddr, s.Rport))
+	local := endpoint(s.Laddr, s.Lport)
+	if e.t.narrow() {
+		local = port(s.Lport)
+	}
+	return e.t.row(b, style, string(e.line), e.clock(ktime), pid, comm, local, endpoint(s.Raddr, s.Rport))
 }
 
 func owner(o *aggregate.Owner) (pid, comm string) {
@@ -47,6 +73,13 @@ func endpoint(a events.Addr, port uint16) string {
 		return strings.TrimSuffix(netip.AddrPortFrom(ip, 0).String(), "0") + "*"
 	}
 	return netip.AddrPortFrom(ip, port).String()
+}
+
+func port(p uint16) string {
+	if p == 0 {
+		return "*"
+	}
+	return strconv.FormatUint(uint64(p), 10)
 }
 
 // Printable returns a command name in which every byte that is not part of a
@@ -68,103 +101,127 @@ func Printable(comm []byte) string {
 	return string(b)
 }
 
-func ms(d time.Duration) string {
-	if d < 0 {
+// span is a time as a cell shows it: tcpstates' milliseconds, or where there is little room as many
+// digits as an eye wants.
+func (e *Encoder) span(d time.Duration) string {
+	switch {
+	case d < 0 && e.t.narrow():
 		return "-"
+	case d < 0:
+		return "- ms"
+	case e.t.narrow():
+		return brief(d)
 	}
-	return strconv.FormatFloat(float64(d/time.Microsecond)/1000, 'f', 3, 64)
+	return strconv.FormatFloat(float64(d/time.Microsecond)/1000, 'f', 3, 64) + " ms"
 }
 
-func appendMarks(b []byte, gap bool, unprinted uint32) []byte {
+// brief cuts d to three digits, or to the second.
+func brief(d time.Duration) string {
+	for unit := time.Microsecond; unit < time.Second; unit *= 10 {
+		if d < 1000*unit {
+			return d.Truncate(unit).String()
+		}
+	}
+	return roughly(d)
+}
+
+// mark appends what is missing of a record, and returns the style that this wants.
+func (e *Encoder) mark(gap bool, unprinted uint32) (style string) {
 	if gap {
-		b = append(b, " (transitions missed)"...)
+		e.line, style = append(e.line, " (transitions missed)"...), yellow
 	}
 	if unprinted > 0 {
-		b = fmt.Appendf(b, " (%d records not printed)", unprinted)
+		e.line, style = fmt.Appendf(e.line, " (%d records not printed)", unprinted), yellow
 	}
-	return append(b, '\n')
+	return style
 }
 
 // Transition appends t as one line.
 func (e *Encoder) Transition(b []byte, t *aggregate.Transition) []byte {
-	b = e.appendHead(b, t.Ktime, &t.Ends)
-	b = fmt.Appendf(b, "%-11s -> %-11s %s ms", t.Old, t.New, ms(t.Dwell))
-	return appendMarks(b, t.Gap, t.Unprinted)
+	format := "%-11s -> %-11s %s"
+	if e.t.narrow() {
+		format = "%s -> %s %s"
+	}
+	e.line = fmt.Appendf(e.line[:0], format, t.Old, t.New, e.span(t.Dwell))
+	return e.row(b, t.Ktime, &t.Ends, e.mark(t.Gap, t.Unprinted))
 }
 
 // Connection appends c as one line.
 func (e *Encoder) Connection(b []byte, c *aggregate.Connection) []byte {
-	b = e.appendHead(b, c.Ktime, &c.Ends)
-	b = append(b, "connection"...)
+	e.line = append(e.line[:0], "connection"...)
 	for _, s := range []string{c.Role.String(), "end=" + c.End.String(), "closer=" + c.Closer.String()} {
 		if s != "" && s[len(s)-1] != '=' {
-			b = append(append(b, ' '), s...)
+			e.line = append(append(e.line, ' '), s...)
 		}
 	}
 	if c.Start != 0 && c.Ended {
-		b = fmt.Appendf(b, " %s ms", ms(time.Duration(max(c.Ktime, c.Start)-c.Start)))
+		e.line = fmt.Appendf(e.line, " %s", e.span(time.Duration(max(c.Ktime, c.Start)-c.Start)))
 	}
 	if c.TimeWaitEnd != aggregate.TimeWaitEndUnknown {
-		b = fmt.Appendf(b, " time_wait_end=%s", c.TimeWaitEnd)
+		e.line = fmt.Appendf(e.line, " time_wait_end=%s", c.TimeWaitEnd)
 	}
 	if c.Payload {
-		b = fmt.Appendf(b, " sent=%d received=%d", c.Sent, c.Received)
+		e.line = fmt.Appendf(e.line, " sent=%d received=%d", c.Sent, c.Received)
 	}
-	return appendMarks(b, c.Gap, c.Unprinted)
+	return e.row(b, c.Ktime, &c.Ends, e.mark(c.Gap, c.Unprinted))
 }
 
 // Socket appends s as one line.
 func (e *Encoder) Socket(b []byte, s *aggregate.Socket) []byte {
-	b = e.appendHead(b, s.Ktime, &s.Ends)
-	b = fmt.Appendf(b, "socket %s", s.State)
+	e.line = fmt.Appendf(e.line[:0], "socket %s", s.State)
 	if s.Age >= 0 {
-		b = fmt.Appendf(b, " for at least %s ms", ms(s.Age))
+		e.line = fmt.Appendf(e.line, " for at least %s", e.span(s.Age))
 	}
 	for i := range s.Holders {
 		h := &s.Holders[i]
-		b = fmt.Appendf(b, " %s[%d] fd=%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd)
+		e.line = fmt.Appendf(e.line, " %s[%d] fd=%d", Printable(h.Comm.Bytes()), h.Pid, h.Fd)
 	}
+	style := ""
 	if s.Verdict != aggregate.VerdictNone {
-		b = fmt.Appendf(b, " %s", s.Verdict)
+		e.line, style = fmt.Appendf(e.line, " %s", s.Verdict), yellow
 	}
-	return append(b, '\n')
+	return e.row(b, s.Ktime, &s.Ends, style)
 }
 
-// Finding appends f as one line.
+// Finding appends f: a line with what is wrong, and unless that is over one with what to do, and
+// one with who holds the sockets.
 func (e *Encoder) Finding(b []byte, f *aggregate.Finding) []byte {
-	b = time.Unix(0, int64(f.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
-	return fmt.Appendf(b, " finding %s %s %s: %s\n", f.Status, f.Severity, f.Kind, Printable([]byte(f.Message)))
+	head := fmt.Sprintf("%s finding %s %s %s:", e.clock(f.Ktime), f.Status, f.Severity, f.Kind)
+	return e.t.finding(b, head, f)
 }
 
 // Summary appends s as one line, and one for each process.
 func (e *Encoder) Summary(b []byte, s *aggregate.Summary) []byte {
-	at := time.Unix(0, int64(s.Ktime)+e.Wall).Format("15:04:05.000000")
-	b = fmt.Appendf(b, "%s summary netns=%d opened=%d closed=%d", at, s.Netns, s.Opened, s.Closed)
+	at := e.clock(s.Ktime)
+	line := fmt.Sprintf("%s summary netns=%d opened=%d closed=%d", at, s.Netns, s.Opened, s.Closed)
 	for st, n := range s.States {
 		if n > 0 {
-			b = fmt.Appendf(b, " %s=%d", events.State(st), n)
+			line += fmt.Sprintf(" %s=%d", events.State(st), n)
 		}
 	}
-	b = append(b, '\n')
+	b = append(e.t.fold(b, 0, line), '\n')
 	for i := range s.Processes {
 		p := &s.Processes[i]
-		b = fmt.Appendf(b, "%s summary netns=%d %s[%d] close_wait=%d time_wait=%d entered=%d closed=%d",
+		line := fmt.Sprintf("%s summary netns=%d %s[%d] close_wait=%d time_wait=%d entered=%d closed=%d",
 			at, s.Netns, Printable(p.Comm.Bytes()), p.Pid, p.CloseWait, p.TimeWait, p.Entered, p.Closed)
 		if p.Oldest >= 0 {
-			b = fmt.Appendf(b, " oldest=%s ms", ms(p.Oldest))
+			line += " oldest=" + e.span(p.Oldest)
 		}
-		b = append(b, '\n')
+		b = append(e.t.fold(b, 0, line), '\n')
 	}
 	return b
 }
 
 // Stats appends s as one line.
 func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
-	b = time.Unix(0, int64(s.Ktime)+e.Wall).AppendFormat(b, "15:04:05.000000")
-	b = fmt.Appendf(b, " stats seen=%d delivered=%d filtered=%d lost=%d unprinted=%d sockets=%d",
-		s.Seen, s.Delivered, s.Filtered, s.Lost.Sum(), s.Unprinted, s.Tracked)
+	line := fmt.Sprintf("%s stats seen=%d delivered=%d filtered=%d lost=%d unprinted=%d sockets=%d",
+		e.clock(s.Ktime), s.Seen, s.Delivered, s.Filtered, s.Lost.Sum(), s.Unprinted, s.Tracked)
 	if s.Evicted > 0 {
-		b = fmt.Appendf(b, " evicted=%d", s.Evicted)
+		line += fmt.Sprintf(" evicted=%d", s.Evicted)
 	}
-	return append(b, '\n')
+	style := ""
+	if s.Lost.Sum()+s.Unprinted+s.Evicted > 0 {
+		style = yellow
+	}
+	return append(e.t.paint(b, style, e.t.fold(nil, 0, line)), '\n')
 }

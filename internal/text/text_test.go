@@ -25,18 +25,25 @@ func ends(laddr, raddr string, port uint16, comm string) aggregate.Ends {
 	}
 }
 
+func newEncoder(s Screen) *Encoder {
+	e := NewEncoder(s)
+	e.Wall = wall
+	return e
+}
+
 // encoder is what an Encoder and a Snapshot have in common.
 type encoder interface {
 	Transition([]byte, *aggregate.Transition) []byte
 	Connection([]byte, *aggregate.Connection) []byte
 	Socket([]byte, *aggregate.Socket) []byte
 	Finding([]byte, *aggregate.Finding) []byte
+	Summary([]byte, *aggregate.Summary) []byte
 	Stats([]byte, *aggregate.Stats) []byte
 }
 
 // lines are one record of each type that has the columns.
 func lines(s aggregate.Ends) map[string]string {
-	e := Encoder{Wall: wall}
+	e := newEncoder(Screen{})
 	return map[string]string{
 		"transition": string(e.Transition(nil, &aggregate.Transition{Ends: s, Old: events.FinWait1, New: events.FinWait2, Dwell: time.Second})),
 		"connection": string(e.Connection(nil, &aggregate.Connection{Ends: s, Role: aggregate.Server, End: aggregate.EndFin})),
@@ -48,9 +55,9 @@ func lines(s aggregate.Ends) map[string]string {
 }
 
 func TestIPv4LinesStandUnderTheirHeader(t *testing.T) {
-	starts := map[string]int{}
+	header, starts := string(newEncoder(Screen{}).Begin(nil)), map[string]int{}
 	for _, name := range []string{"TIME", "PID", "COMM", "LADDR:LPORT", "RADDR:RPORT", "WHAT"} {
-		starts[name] = strings.Index(Header, name)
+		starts[name] = strings.Index(header, name)
 	}
 	unknown := ends("0.0.0.0", "0.0.0.0", 0, "")
 	unknown.Owner = aggregate.Owner{}
@@ -83,7 +90,7 @@ func TestIPv4LinesStandUnderTheirHeader(t *testing.T) {
 			cells := []rune(line)
 			for column, at := range starts {
 				if cells[at] == ' ' || at > 0 && cells[at-1] != ' ' {
-					t.Errorf("%s, %s: column %s does not begin at %d:\n%s%s", tt.name, kind, column, at, Header, line)
+					t.Errorf("%s, %s: column %s does not begin at %d:\n%s%s", tt.name, kind, column, at, header, line)
 				}
 				if want := tt.want[column]; !strings.HasPrefix(string(cells[at:]), want) {
 					t.Errorf("%s, %s, column %s: got %q, want %q", tt.name, kind, column, string(cells[at:]), want)
@@ -115,7 +122,7 @@ func TestAnEndOfIPv6CanBeToldFromItsPort(t *testing.T) {
 
 func TestALineSaysWhatHappened(t *testing.T) {
 	s := ends("10.0.0.1", "10.0.0.2", 80, "nginx")
-	e := Encoder{Wall: wall}
+	e := newEncoder(Screen{})
 	const dwell = 500*time.Millisecond + 220*time.Microsecond
 	for _, tt := range []struct {
 		name string
@@ -198,7 +205,7 @@ func TestALineSaysWhatHappened(t *testing.T) {
 
 func TestTheTimeOfALineIsTheReaders(t *testing.T) {
 	for _, ktime := range []uint64{0, 1, 876_543_211, 3600_000_000_000} {
-		e := Encoder{Wall: wall}
+		e := newEncoder(Screen{})
 		want := time.Unix(0, wall+int64(ktime)).Local().Format("15:04:05.000000")
 		tr := e.Transition(nil, &aggregate.Transition{Ends: ends("1.1.1.1", "2.2.2.2", 1, "a"), Ktime: ktime})
 		stats := e.Stats(nil, &aggregate.Stats{Ktime: ktime})
@@ -272,7 +279,7 @@ func TestNoFindingReachesTheTerminalRaw(t *testing.T) {
 			Kind: aggregate.CloseWaitLeak, Pid: 7, Comm: events.MakeComm(name), Exe: name, Container: events.Container{ID: name}, Count: 1, Message: name + "[7] keeps",
 			Holders: []aggregate.SocketHolder{{Holder: aggregate.Holder{Pid: 7, Comm: events.MakeComm(name), Fd: 3}}},
 		}
-		for _, e := range []encoder{&Encoder{Wall: wall}, &Snapshot{}} {
+		for _, e := range []encoder{newEncoder(Screen{}), NewSnapshot(Screen{})} {
 			text := string(e.Finding(nil, f))
 			if !strings.HasSuffix(text, "\n") {
 				t.Errorf("%T: got %q, want a newline at its end", e, text)
