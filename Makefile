@@ -84,6 +84,7 @@ fmt-check: ## fail if gofmt would change a file
 
 vet: ## go vet
 	$(GO) vet ./...
+	$(GO) -C test/collector vet .
 
 # Not ./test: those tests drive the built command, which has no race detector in it.
 race: ## the tests of cmd, internal and pkg under the race detector (needs gcc)

@@ -40,7 +40,7 @@ type flags struct {
 	summaryInterval                      time.Duration
 	duration                             time.Duration
 	output                               string
-	record, replay, metrics              name
+	record, replay, metrics, otlp        name
 	ringSize                             string
 	maxSockets                           int
 	btf, cri                             name
@@ -90,6 +90,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
 		fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
 		fs.Var(&f.metrics, "metrics", "serve Prometheus metrics at `ADDR`, 127.0.0.1:9464 for example, or :9464 for all addresses of this host")
+		fs.Var(&f.otlp, "otlp", "send findings, and connections unless --events leaves them out, to the OpenTelemetry collector at this `ENDPOINT`, http://127.0.0.1:4317 for example")
 		fs.StringVar(&f.ringSize, "ring-size", defaultRing, "ring buffer `BYTES`, a power of two, K and M allowed")
 	} else {
 		f.ringSize = defaultRing
@@ -117,6 +118,7 @@ type config struct {
 	record          string
 	replay          string
 	metrics         string
+	otlp            string
 	ringBytes       int
 	maxSockets      int
 	btf             string
@@ -141,7 +143,7 @@ func (f *flags) config() (*config, error) {
 	c := &config{
 		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, chosen: map[string]bool{},
 		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay), metrics: string(f.metrics),
-		maxSockets: f.maxSockets, btf: string(f.btf), cri: string(f.cri), verbose: f.verbose,
+		otlp: string(f.otlp), maxSockets: f.maxSockets, btf: string(f.btf), cri: string(f.cri), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
 		if err := step(c); err != nil {
@@ -394,6 +396,9 @@ func (f *flags) limits(c *config) error {
 		return usagef("--record %q with --replay: a replay is of a recording; copy the file instead", f.record)
 	}
 	if err := f.endpoint(); err != nil {
+		return err
+	}
+	if err := f.collector(); err != nil {
 		return err
 	}
 	if f.cri != "" && f.replay != "" {

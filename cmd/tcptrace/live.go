@@ -458,7 +458,11 @@ func (r *runner) checkLoss() error {
 		return err
 	}
 	s := r.pipe.stats()
-	if lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted + s.Evicted; lost > r.lost && r.pipe.tryStats() {
+	lost := s.Lost.Sum() + s.RecordsLost + s.Unprinted + s.Evicted
+	if s.Exported != nil {
+		lost += s.Exported.Unsent
+	}
+	if lost > r.lost && r.pipe.tryStats() {
 		r.lost = lost
 	}
 	return nil

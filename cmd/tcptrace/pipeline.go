@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/tcptrace/tcptrace/internal/jsonl"
+	"github.com/tcptrace/tcptrace/internal/otlp"
 	"github.com/tcptrace/tcptrace/internal/text"
 	"github.com/tcptrace/tcptrace/pkg/aggregate"
 	"github.com/tcptrace/tcptrace/pkg/events"
@@ -29,6 +30,7 @@ type pipeline struct {
 	wall    *int64              // of enc
 	head    func([]byte) []byte // of enc, if its records stand under a header
 	out     *sink
+	otlp    *otlp.Exporter // nil: nobody asked for it
 	wants   wants
 	line    []byte // of a record that goes ahead
 
@@ -99,6 +101,9 @@ func (p *pipeline) Event(raw []byte) error {
 func (p *pipeline) Clock(ktime uint64, wall int64) error {
 	p.ktime = ktime
 	*p.wall = wall
+	if p.otlp != nil {
+		p.otlp.Clock(wall)
+	}
 	p.tracker.Tick(ktime)
 	if every := uint64(p.cfg.summaryInterval); every > 0 && p.cfg.replay != "" && p.cfg.summaryInterval != p.recorded.SummaryInterval {
 		if p.nextSummary != 0 && ktime >= p.nextSummary {
@@ -188,6 +193,9 @@ func (p *pipeline) Connection(c *aggregate.Connection) bool {
 	if !p.wants.connection {
 		return true
 	}
+	if p.otlp != nil {
+		p.otlp.Connection(c)
+	}
 	b, ok := p.out.room()
 	if !ok {
 		p.shed++
@@ -216,14 +224,16 @@ func (p *pipeline) Socket(s *aggregate.Socket) bool {
 // Finding implements aggregate.Output.
 func (p *pipeline) Finding(f *aggregate.Finding) bool {
 	p.failed = p.failed || p.cfg.failOn[f.Kind.String()]
-	if !p.wants.finding {
-		return true
+	if p.wants.finding {
+		p.line = p.enc.Finding(p.line[:0], f)
+		if !p.out.first(p.line) {
+			return false // the tracker will try again
+		}
+		p.records.Finding++
 	}
-	p.line = p.enc.Finding(p.line[:0], f)
-	if !p.out.first(p.line) {
-		return false // the tracker will try again
+	if p.otlp != nil {
+		p.otlp.Finding(f)
 	}
-	p.records.Finding++
 	return true
 }
 
@@ -259,6 +269,7 @@ func (p *pipeline) stats() aggregate.Stats {
 		Evicted:     c.Evicted,
 		Hidden:      c.Hidden,
 		Probes:      p.probes,
+		Exported:    p.exported(),
 		Lost: aggregate.Lost{
 			RingFull:  k.RingFull,
 			Nested:    escaped,

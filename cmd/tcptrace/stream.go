@@ -36,10 +36,16 @@ func stream(ctx context.Context, e env, cfg *config) error {
 	}
 	out := newSink(e.stdout)
 	p := newPipeline(cfg, out)
-	err := from(ctx, cfg, p, log)
+	err := p.openOTLP(ctx, log)
+	if err == nil {
+		err = from(ctx, cfg, p, log)
+	}
 	whole := err == nil || errors.Is(err, errRecording)
 	if whole {
 		p.finish()
+	}
+	p.closeOTLP()
+	if whole {
 		p.printStats()
 	}
 	// The writer's error comes first: a run that has ended because nothing
@@ -73,6 +79,9 @@ func summarize(log *zap.Logger, p *pipeline) {
 	if s.Evicted > 0 {
 		fields = append(fields, zap.Uint64("evicted", s.Evicted))
 	}
+	if s.Exported != nil {
+		fields = append(fields, zap.Uint64("otlp_sent", s.Exported.Sent), zap.Uint64("otlp_unsent", s.Exported.Unsent))
+	}
 	log.Info("done", fields...)
 }
 
@@ -87,6 +96,9 @@ func replay(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) erro
 	defer cancel()
 	p.begin()
 	p.out.patience = ctx.Done() // a recording can wait for a slow reader
+	if p.otlp != nil {
+		p.otlp.Wait(ctx.Done())
+	}
 	err = recording.Replay(f, &player{pipeline: p, ctx: ctx})
 	if was, is := p.recorded.CloseWaitAfter, cfg.over(p.recorded).CloseWaitAfter; was != is {
 		log.Warn(fmt.Sprintf("the recording was made with --close-wait-after %s, and looks at sockets when that is over: with %s, leaks may come late or be missing",

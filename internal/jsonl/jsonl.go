@@ -284,6 +284,10 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 		field(`,"sockets_evicted":`, s.Evicted)
 	}
 	field(`,"hidden_processes":`, uint64(s.Hidden))
+	if s.Exported != nil {
+		field(`,"otlp_sent":`, s.Exported.Sent)
+		field(`,"otlp_unsent":`, s.Exported.Unsent)
+	}
 	b = append(b, `,"probes":{`...)
 	for i, p := range s.Probes {
 		if i > 0 {

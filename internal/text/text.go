@@ -223,5 +223,11 @@ func (e *Encoder) Stats(b []byte, s *aggregate.Stats) []byte {
 	if s.Lost.Sum()+s.Unprinted+s.Evicted > 0 {
 		style = yellow
 	}
+	if s.Exported != nil {
+		line += fmt.Sprintf(" otlp_sent=%d otlp_unsent=%d", s.Exported.Sent, s.Exported.Unsent)
+		if s.Exported.Unsent > 0 {
+			style = yellow
+		}
+	}
 	return append(e.t.paint(b, style, e.t.fold(nil, 0, line)), '\n')
 }

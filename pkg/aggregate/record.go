@@ -235,6 +235,12 @@ type Stats struct {
 	Evicted     uint64 // sockets that were forgotten to make room for others
 	Hidden      int    // processes with sockets that our PID namespace does not show
 	Probes      []Probe
+	Exported    *Exported // nil: no collector was asked for
+}
+
+// Exported is what became of the records for a collector.
+type Exported struct {
+	Sent, Unsent uint64
 }
 
 // Lost is the number of transitions lost, by cause.
