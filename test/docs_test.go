@@ -303,7 +303,7 @@ func (s *troubles) command(t *testing.T, ns *netns, dir string, takes time.Durat
 }
 
 // written is the file that a command writes to instead of stdout.
-var written = regexp.MustCompile(` > ([^\s'"]+)$`)
+var written = regexp.MustCompile(` > "?([^\s'"]+)"?$`)
 
 // The status with which a shell says that there is no such command.
 const notFound = 127
