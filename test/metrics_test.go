@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-var metricsURL = regexp.MustCompile(`http://[^"]+/metrics`)
+var metricsURL = regexp.MustCompile(`https?://[^"]+/metrics`)
 
 // scrape returns the value of each series, by its name and labels as they stand in the
 // answer.
@@ -80,7 +80,7 @@ func TestAScrapeAgreesWithSsAndWithTheStream(t *testing.T) {
 		// What is no socket yet is counted every ten seconds.
 		held = tr.awaitScrape(15*time.Second, func(got map[string]float64) bool {
 			listed = countStates(t, s.ns)
-			return maps.Equal(by(got, "tcptrace_sockets", "state"), listed) && got[`tcptrace_findings_open{kind="close_wait_leak"}`] == 2
+			return maps.Equal(by(got, "tcptrace_sockets", "state"), listed) && got[`tcptrace_findings_open{kind="close_wait_leak",severity="warning"}`] == 2
 		})
 		m.srv.kill()
 		m.cli.kill()
@@ -97,19 +97,19 @@ func TestAScrapeAgreesWithSsAndWithTheStream(t *testing.T) {
 		}
 	}
 	for series, want := range map[string]int{
-		`tcptrace_close_wait_sockets{container="",process="srv"}`: len(m.held),
-		`tcptrace_close_wait_sockets{container="",process="cli"}`: 1,
-		`tcptrace_findings_open{kind="close_wait_leak"}`:          2,
-		`tcptrace_findings_open{kind="reset_fd_leak"}`:            1,
-		`tcptrace_findings_total{kind="close_wait_leak"}`:         2,
-		`tcptrace_findings_total{kind="never_closed"}`:            0,
+		`tcptrace_close_wait_sockets{container="",process="srv"}`:           len(m.held),
+		`tcptrace_close_wait_sockets{container="",process="cli"}`:           1,
+		`tcptrace_findings_open{kind="close_wait_leak",severity="warning"}`: 2,
+		`tcptrace_findings_open{kind="reset_fd_leak",severity="warning"}`:   1,
+		`tcptrace_findings_total{kind="close_wait_leak"}`:                   2,
+		`tcptrace_findings_total{kind="never_closed"}`:                      0,
 	} {
 		if got, ok := held[series]; !ok || got != float64(want) {
 			t.Errorf("%s %v, there: %v; want %d", series, got, ok, want)
 		}
 	}
 	for _, kind := range []string{"close_wait_leak", "reset_fd_leak"} {
-		if got := resolved[`tcptrace_findings_open{kind="`+kind+`"}`]; got != 0 {
+		if got := resolved[`tcptrace_findings_open{kind="`+kind+`",severity="warning"}`]; got != 0 {
 			t.Errorf("%v findings of %s are open without the processes, want 0", got, kind)
 		}
 	}

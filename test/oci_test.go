@@ -403,7 +403,7 @@ func TestFromADaemonSetTheLeakOfAnotherPodIsNamed(t *testing.T) {
 		time.Sleep(lag)
 		askFor(t, s.tr.pid, "/healthz", "")
 		askFor(t, s.tr.pid, "/readyz", "")
-		askFor(t, s.tr.pid, "/metrics", `tcptrace_findings_open{kind="close_wait_leak"} 1`)
+		askFor(t, s.tr.pid, "/metrics", `tcptrace_findings_open{kind="close_wait_leak",severity="warning"} 1`)
 	})
 	checkFindings(t, runs[0].records, []leak{want})
 	checkContainer(t, runs[0].records, leaking.id)

@@ -74,7 +74,8 @@ func (r *runner) publish() {
 	begun := cpuTime()
 	s := r.pipe.stats()
 	r.served.Publish(metrics.Snapshot{
-		Census: r.pipe.tracker.Census(), Counts: r.pipe.tracker.Counts(), Lost: s.Lost, Unprinted: s.Unprinted,
+		Census: r.pipe.tracker.Census(), Counts: r.pipe.tracker.Counts(), Dwells: r.pipe.tracker.Dwells(),
+		Lost: s.Lost, Probes: s.Probes, Unprinted: s.Unprinted,
 	})
 	r.nextCensus = time.Now().Add(restAfterScan * (cpuTime() - begun))
 }

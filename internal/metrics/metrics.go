@@ -28,7 +28,9 @@ const maxScrapes = 4
 type Snapshot struct {
 	Census aggregate.Census
 	Counts aggregate.Counts
+	Dwells *aggregate.Dwells
 	Lost   aggregate.Lost
+	Probes []aggregate.Probe
 	// Unprinted is the number of records that were shed.
 	Unprinted uint64
 }
@@ -37,13 +39,14 @@ type Snapshot struct {
 // called from any goroutine, Publish from one at a time.
 type Metrics struct {
 	http.Handler
+	begun time.Time
 	alive atomic.Pointer[time.Time] // when the run began, or last said that it goes on
 	last  atomic.Pointer[Snapshot]  // nil until the run is tracing
 }
 
 // New returns the metrics of a run that begins.
 func New() *Metrics {
-	m := &Metrics{}
+	m := &Metrics{begun: time.Now()}
 	m.GoesOn()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m, buildInfo(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -77,10 +80,13 @@ func (m *Metrics) GoesOn() {
 	m.alive.Store(&now)
 }
 
+// silent is how long ago GoesOn was called.
+func (m *Metrics) silent() time.Duration { return time.Since(*m.alive.Load()) }
+
 // health fails when the run does not go on.
 func (m *Metrics) health(w http.ResponseWriter, _ *http.Request) {
-	if age := time.Since(*m.alive.Load()); age > stuckAfter {
-		http.Error(w, fmt.Sprintf("nothing was read from the kernel for %s", age.Truncate(time.Second)), http.StatusServiceUnavailable)
+	if d := m.silent(); d > stuckAfter {
+		http.Error(w, fmt.Sprintf("nothing was read from the kernel for %s", d.Truncate(time.Second)), http.StatusServiceUnavailable)
 		return
 	}
 	fmt.Fprintln(w, "ok")

@@ -56,13 +56,16 @@ func scrape(t *testing.T, m *Metrics) map[string]float64 {
 func full() Snapshot {
 	var s Snapshot
 	s.Census.States = [events.NumStates]int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}
-	s.Census.CloseWait = map[aggregate.Program]int{
-		{Comm: events.MakeComm("web")}:                          5,
-		{Comm: events.MakeComm("web"), Container: "0123456789"}: 2,
-		{}: 1,
+	s.Census.CloseWait = map[aggregate.Program]aggregate.Waits{
+		{Comm: events.MakeComm("web")}:                          {Sockets: 5, Oldest: 90 * time.Second},
+		{Comm: events.MakeComm("web"), Container: "0123456789"}: {Sockets: 2, Oldest: 1500 * time.Millisecond},
+		{}: {Sockets: 1},
 	}
+	s.Census.Ports = 0.75
+	s.Probes = []aggregate.Probe{{Facility: "time_wait", Variant: "timer"}, {Facility: "accept"}}
+	s.Dwells = &aggregate.Dwells{}
 	for k := range s.Census.Findings {
-		s.Census.Findings[k] = 20 + k
+		s.Census.Findings[k] = [3]int{1000 + k, 2000 + k, 20 + k}
 		s.Counts.Findings[k] = 30 + uint64(k)
 	}
 	for e := range s.Counts.Ended {
@@ -80,7 +83,7 @@ func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
 	if got := scrape(t, m); len(got) > 0 {
 		t.Errorf("before anything is published: got %v, want nothing that looks like a count", got)
 	}
-	m.Publish(Snapshot{})
+	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}})
 	m.Publish(full())
 	want := map[string]float64{
 		`tcptrace_sockets{state="ESTABLISHED"}`: 1, `tcptrace_sockets{state="SYN_SENT"}`: 2, `tcptrace_sockets{state="SYN_RECV"}`: 3,
@@ -92,10 +95,13 @@ func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
 		`tcptrace_close_wait_sockets{container="0123456789",process="web"}`: 2,
 		`tcptrace_close_wait_sockets{container="",process=""}`:              1,
 
-		`tcptrace_findings_open{kind="close_wait_leak"}`: 20, `tcptrace_findings_open{kind="reset_fd_leak"}`: 22,
-		`tcptrace_findings_open{kind="fd_limit"}`: 23, `tcptrace_findings_open{kind="fin_wait2_stuck"}`: 24,
-		`tcptrace_findings_open{kind="time_wait_ports"}`: 25, `tcptrace_findings_open{kind="time_wait_overflow"}`: 26,
-		`tcptrace_findings_open{kind="short_lived"}`: 27, `tcptrace_findings_open{kind="half_open"}`: 28,
+		`tcptrace_close_wait_oldest_seconds{container="",process="web"}`:           90,
+		`tcptrace_close_wait_oldest_seconds{container="0123456789",process="web"}`: 1.5,
+		`tcptrace_close_wait_oldest_seconds{container="",process=""}`:              0,
+
+		`tcptrace_ephemeral_ports_used_ratio`:                       0.75,
+		`tcptrace_probe_info{facility="time_wait",variant="timer"}`: 1,
+		`tcptrace_probe_info{facility="accept",variant="none"}`:     1,
 
 		`tcptrace_findings_total{kind="close_wait_leak"}`: 30, `tcptrace_findings_total{kind="never_closed"}`: 31,
 		`tcptrace_findings_total{kind="reset_fd_leak"}`: 32, `tcptrace_findings_total{kind="fd_limit"}`: 33,
@@ -116,7 +122,21 @@ func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
 		`tcptrace_sockets_evicted_total`:          51,
 		`tcptrace_unprinted_total`:                70,
 	}
-	if diff := cmp.Diff(want, scrape(t, m)); diff != "" {
+	for kind, n := range map[string]float64{
+		"close_wait_leak": 0, "reset_fd_leak": 2, "fd_limit": 3, "fin_wait2_stuck": 4, "time_wait_ports": 5, "time_wait_overflow": 6,
+		"short_lived": 7, "half_open": 8,
+	} {
+		want[`tcptrace_findings_open{kind="`+kind+`",severity="info"}`] = 1000 + n
+		want[`tcptrace_findings_open{kind="`+kind+`",severity="warning"}`] = 2000 + n
+		want[`tcptrace_findings_open{kind="`+kind+`",severity="critical"}`] = 20 + n
+	}
+	got := scrape(t, m)
+	for name := range got {
+		if strings.HasPrefix(name, "tcptrace_state_duration_seconds") {
+			delete(got, name) // see TestTimesAreShownAsPrometheusWouldHaveCountedThem
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("got (+) and want (-) differ:\n%s", diff)
 	}
 }
@@ -142,14 +162,15 @@ func TestPrometheusFindsNothingToCriticize(t *testing.T) {
 
 // However many processes there are, and whatever they call themselves.
 func TestTheSeriesAreBoundedAndTheirLabelsAreText(t *testing.T) {
-	var s Snapshot
-	s.Census.CloseWait = map[aggregate.Program]int{}
+	s := Snapshot{Dwells: &aggregate.Dwells{}}
+	s.Census.CloseWait = map[aggregate.Program]aggregate.Waits{}
 	put := func(comm string, sockets int) {
-		s.Census.CloseWait[aggregate.Program{Comm: events.MakeComm(comm)}] = sockets
+		s.Census.CloseWait[aggregate.Program{Comm: events.MakeComm(comm)}] = aggregate.Waits{Sockets: sockets, Oldest: time.Duration(sockets) * time.Second}
 	}
 	const many = 10_000
-	for n := range many {
+	for n := range many / 2 {
 		put(fmt.Sprintf("p%d", n), 1)
+		s.Census.CloseWait[aggregate.Program{Comm: events.MakeComm("in"), Container: fmt.Sprintf("%064x", n)}] = aggregate.Waits{Sockets: 1}
 	}
 	put("a\xff", 1000)
 	put("a\xfe", 100)
@@ -157,16 +178,23 @@ func TestTheSeriesAreBoundedAndTheirLabelsAreText(t *testing.T) {
 	put("\"\\\n", 400)
 	m := New()
 	m.Publish(s)
-	series, sum := 0, 0.0
+	named, sum := 0, 0.0
 	got := scrape(t, m)
 	for name, v := range got {
 		if strings.HasPrefix(name, "tcptrace_close_wait_sockets") {
-			series++
+			named++
 			sum += v
 		}
 	}
-	if most := maxPrograms + 1; series > most {
-		t.Errorf("got %d series, want at most %d", series, most)
+	if most := maxPrograms + 1; named > most {
+		t.Errorf("got %d programs, want at most %d", named, most)
+	}
+	// What docs/metrics.md promises.
+	if most := 300; len(got) > most {
+		t.Errorf("got %d series, want at most %d", len(got), most)
+	}
+	if got := got["tcptrace_close_wait_oldest_seconds{container=\"\",process=\"a\uFFFD\"}"]; got != 1000 {
+		t.Errorf("got an age of %v, want that of the oldest of both", got)
 	}
 	if want := float64(many + 2000); sum != want {
 		t.Errorf("got %v sockets in all series, want %v", sum, want)
@@ -186,9 +214,9 @@ func TestTheSeriesAreBoundedAndTheirLabelsAreText(t *testing.T) {
 // anew.
 func TestNoCounterFalls(t *testing.T) {
 	m := New()
-	m.Publish(Snapshot{Lost: aggregate.Lost{RingFull: 9, Nested: 3, TableFull: 8, Decode: 7}})
-	m.Publish(Snapshot{Lost: aggregate.Lost{RingFull: 8, Nested: 2, TableFull: 7, Decode: 6}})
-	m.Publish(Snapshot{Lost: aggregate.Lost{RingFull: 7, Nested: 4}})
+	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 9, Nested: 3, TableFull: 8, Decode: 7}})
+	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 8, Nested: 2, TableFull: 7, Decode: 6}})
+	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 7, Nested: 4}})
 	got := scrape(t, m)
 	for cause, want := range map[string]float64{"ring_full": 9, "nested": 4, "table_full": 8, "decode": 7} {
 		if got := got[`tcptrace_lost_total{cause="`+cause+`"}`]; got != want {
@@ -213,10 +241,13 @@ func TestProbesSayWhetherItTraces(t *testing.T) {
 	m.alive.Store(&longAgo)
 	answers("it does not come to trace", no, no)
 	m.GoesOn()
-	m.Publish(Snapshot{})
+	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}})
 	answers("it traces", http.StatusOK, http.StatusOK)
 	m.alive.Store(&longAgo)
 	answers("it is stuck", no, http.StatusOK)
+	if got := scrape(t, m); len(got) > 0 {
+		t.Errorf("it is stuck: got %v, want nothing: it is not known any more", got)
+	}
 	m.GoesOn()
 	answers("it goes on, and to publish would cost too much", http.StatusOK, http.StatusOK)
 }
@@ -236,5 +267,29 @@ func TestNothingElseIsServed(t *testing.T) {
 		if w.Code != tt.want {
 			t.Errorf("%s %s: got status %d, want %d", tt.method, tt.path, w.Code, tt.want)
 		}
+	}
+}
+
+// On a host where as many programs as may be have something in CLOSE_WAIT.
+func BenchmarkScrape(b *testing.B) {
+	for _, count := range []int{10, 10_000} {
+		b.Run(fmt.Sprintf("%d programs", count), func(b *testing.B) {
+			s := full()
+			for n := range count {
+				p := aggregate.Program{Comm: events.MakeComm(fmt.Sprintf("p%d", n))}
+				s.Census.CloseWait[p] = aggregate.Waits{Sockets: n, Oldest: time.Second}
+			}
+			s.Dwells = established([]time.Duration{time.Microsecond, time.Millisecond, time.Second, time.Minute})
+			m := New()
+			m.Publish(s)
+			b.ReportAllocs()
+			for b.Loop() {
+				w := httptest.NewRecorder()
+				m.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+				if w.Code != http.StatusOK {
+					b.Fatalf("got status %d", w.Code)
+				}
+			}
+		})
 	}
 }

@@ -3,6 +3,7 @@ package aggregate
 import (
 	"maps"
 	"testing"
+	"time"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -12,13 +13,13 @@ import (
 func TestACensusCountsWhatIsOpenNowAndTheBooksWhatEverWas(t *testing.T) {
 	s := newStory(t, Filter{})
 	srv := events.MakeComm("srv")
-	counts := func(when string, closeWait map[Program]int, leaks int, leaked, neverClosed, fin uint64) {
+	counts := func(when string, closeWait map[Program]Waits, leaks int, leaked, neverClosed, fin uint64) {
 		t.Helper()
 		got, books := s.tr.Census(), s.tr.Counts()
 		if !maps.Equal(got.CloseWait, closeWait) {
 			t.Errorf("%s: got in CLOSE_WAIT %v, want %v", when, got.CloseWait, closeWait)
 		}
-		open := [numKinds]int{CloseWaitLeak: leaks}
+		open := [numKinds][numSeverities]int{CloseWaitLeak: {Warning: leaks}}
 		if got.Findings != open {
 			t.Errorf("%s: got findings open %v, want %v", when, got.Findings, open)
 		}
@@ -37,28 +38,31 @@ func TestACensusCountsWhatIsOpenNowAndTheBooksWhatEverWas(t *testing.T) {
 	}
 	s.tr.Details(&events.Details{Pid: 2, Container: "c0ffee"})
 	s.leave(nth(0), 1, "srv")
+	s.pass(2000)
 	s.leave(nth(1), 2, "srv")
 	s.leave(nth(2), 3, "srv")
-	counts("in time", map[Program]int{{srv, ""}: 2, {srv, "c0ffee"}: 1}, 0, 0, 0, 0)
+	s.pass(1000)
+	s.tick()
+	counts("in time", map[Program]Waits{{srv, ""}: {2, 3 * time.Second}, {srv, "c0ffee"}: {1, time.Second}}, 0, 0, 0, 0)
 
-	s.pass(minute)
+	s.pass(minute - 1000)
 	s.scan(holds(nth(0), "CW", 1, "srv", 4), holds(nth(1), "CW", 2, "srv", 4), holds(nth(2), "CW", 3, "srv", 4))
 	s.tick()
-	counts("late", map[Program]int{{srv, ""}: 2, {srv, "c0ffee"}: 1}, 3, 3, 0, 0)
+	counts("late", map[Program]Waits{{srv, ""}: {2, 62 * time.Second}, {srv, "c0ffee"}: {1, time.Minute}}, 3, 3, 0, 0)
 
 	s.refu = true
 	s.closes(nth(0), 1, "srv")
 	s.tick()
-	counts("one has closed, and nobody is told", map[Program]int{{srv, ""}: 1, {srv, "c0ffee"}: 1}, 2, 3, 0, 0)
+	counts("one has closed, and nobody is told", map[Program]Waits{{srv, ""}: {1, time.Minute}, {srv, "c0ffee"}: {1, time.Minute}}, 2, 3, 0, 0)
 	s.refu = false
 	ends(nth(0))
 	s.exits(nth(1), 2, "srv")
 	s.settle()
-	counts("one has exited", map[Program]int{{srv, ""}: 1}, 1, 3, 1, 1)
+	counts("one has exited", map[Program]Waits{{srv, ""}: {1, time.Minute + 200*time.Millisecond}}, 1, 3, 1, 1)
 	ends(nth(1))
 	s.closes(nth(2), 3, "srv")
 	ends(nth(2))
-	counts("all are gone", map[Program]int{}, 0, 3, 1, 3)
+	counts("all are gone", map[Program]Waits{}, 0, 3, 1, 3)
 }
 
 // Who listens is to accept it, as the finding about it says.
@@ -67,7 +71,7 @@ func TestACensusCountsAnAcceptQueueForItsListener(t *testing.T) {
 	s.tr.Details(&events.Details{Pid: 1, Container: "c0ffee"})
 	s.step(listen, "C>L", by(1, "srv"))
 	s.wait(server)
-	want := map[Program]int{{events.MakeComm("srv"), "c0ffee"}: 1}
+	want := map[Program]Waits{{events.MakeComm("srv"), "c0ffee"}: {Sockets: 1}}
 	if got := s.tr.Census().CloseWait; !maps.Equal(got, want) {
 		t.Errorf("got in CLOSE_WAIT %v, want %v", got, want)
 	}
@@ -85,6 +89,49 @@ func TestACensusHasWhatIsNoSocketYet(t *testing.T) {
 	if got := s.tr.Census().States; got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
+}
+
+// Of a socket from before the start, its age is a lower bound: the time since its last segment.
+func TestACensusKnowsTheOldest(t *testing.T) {
+	s := &story{t: t, ms: 1000}
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
+	s.scan(holds(server, "CW", 1, "srv", 4, quiet(400)))
+	s.pass(2000)
+	s.leave(nth(1), 1, "srv")
+	s.tick()
+	want := map[Program]Waits{{Comm: events.MakeComm("srv")}: {2, 2400 * time.Millisecond}}
+	if got := s.tr.Census().CloseWait; !maps.Equal(got, want) {
+		t.Errorf("got in CLOSE_WAIT %v, want %v", got, want)
+	}
+}
+
+// Of ten ports, to the destination that has most: what is in TIME_WAIT has one too.
+func TestACensusHasTheShareOfThePortsThatAreTaken(t *testing.T) {
+	s := newMiniStory(t, Filter{})
+	want := func(when string, ports float64) {
+		t.Helper()
+		s.tick()
+		if got := s.tr.Census().Ports; got != ports {
+			t.Errorf("%s: got %v of the ports, want %v", when, got, ports)
+		}
+	}
+	to := func(n int, raddr string) sock {
+		k := nth(n)
+		return sock{addr: k.addr, cookie: k.cookie, lport: 40000 + uint16(n), rport: 443, raddr: raddr}
+	}
+	want("no connection", 0)
+	s.step(to(0, "10.0.0.7"), "C>SS", by(2, "cli"))
+	want("it is not known how many there are", -1)
+	s.tr.Network(&events.Network{Netns: 1, PortLow: 40000, PortHigh: 40009})
+	want("one connection", 0.1)
+	s.step(to(1, "10.0.0.8"), "C>SS", by(2, "cli"))
+	s.step(to(2, "10.0.0.8"), "C>SS", by(2, "cli"))
+	s.step(to(2, "10.0.0.8"), "SS>E")
+	want("two to another destination", 0.2)
+	s.waits(to(3, "10.0.0.8"))
+	want("and one in TIME_WAIT", 0.3)
+	s.leave(nth(4), 1, "srv")
+	want("a server takes none", 0.3)
 }
 
 // It is made once a second where metrics are served.

@@ -58,9 +58,11 @@ const (
 	Info Severity = iota
 	Warning
 	Critical
+
+	numSeverities
 )
 
-var severityNames = [...]string{"info", "warning", "critical"}
+var severityNames = [numSeverities]string{"info", "warning", "critical"}
 
 func (s Severity) String() string { return severityNames[s] }
 

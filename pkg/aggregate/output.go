@@ -134,6 +134,7 @@ func (t *Tracker) tells(i uint32, c *conn, ev *events.Event, dwell time.Duration
 }
 
 func (t *Tracker) emit(c *conn, tr *Transition) {
+	t.dwells.add(tr.Old, tr.Dwell)
 	tr.Unprinted = uint32(c.unprinted)
 	tr.Container = t.container(&c.past)
 	if !t.out.Transition(tr) {

@@ -191,6 +191,7 @@ func (t *Tracker) miniTransition(m *minisocket, ktime uint64, old, next events.S
 	if m.verdict != yes || m.tie == silent {
 		return
 	}
+	t.dwells.add(old, dwell)
 	t.procs.write(&t.tr.Ends, &m.ends, &m.past)
 	t.tr.Ktime, t.tr.Old, t.tr.New, t.tr.Dwell = ktime, old, next, dwell
 	t.tr.Mini, t.tr.Gap, t.tr.Unprinted, t.tr.Container = true, m.gap, uint32(m.unprinted), t.container(&m.past)

@@ -46,6 +46,7 @@ type Tracker struct {
 	minis  table[uint64, minisocket]
 	max    int // of both together
 	counts Counts
+	dwells Dwells
 
 	listeners map[uint64]uint32 // identity -> listening conn
 	held      map[uint32][]Transition
