@@ -40,7 +40,8 @@ type flags struct {
 	summaryInterval                      time.Duration
 	duration                             time.Duration
 	output                               string
-	record, replay, metrics, otlp        name
+	record, replay, otlp                 name
+	metrics, metricsConfig               name
 	ringSize                             string
 	maxSockets                           int
 	btf, cri                             name
@@ -90,6 +91,7 @@ func (f *flags) register(fs *pflag.FlagSet, snapshot bool) {
 		fs.Var(&f.record, "record", "keep the raw events in `FILE`")
 		fs.Var(&f.replay, "replay", "take the events from `FILE`: no root, no kernel")
 		fs.Var(&f.metrics, "metrics", "serve Prometheus metrics at `ADDR`, 127.0.0.1:9464 for example, or :9464 for all addresses of this host")
+		fs.Var(&f.metricsConfig, "metrics-config", "TLS and passwords for --metrics, from a `FILE` as Prometheus' exporters take it with --web.config.file")
 		fs.Var(&f.otlp, "otlp", "send findings, and connections unless --events leaves them out, to the OpenTelemetry collector at this `ENDPOINT`, http://127.0.0.1:4317 for example")
 		fs.StringVar(&f.ringSize, "ring-size", defaultRing, "ring buffer `BYTES`, a power of two, K and M allowed")
 	} else {
@@ -118,6 +120,7 @@ type config struct {
 	record          string
 	replay          string
 	metrics         string
+	metricsConfig   string
 	otlp            string
 	ringBytes       int
 	maxSockets      int
@@ -142,7 +145,7 @@ var (
 func (f *flags) config() (*config, error) {
 	c := &config{
 		snapshot: f.snapshot, timeWait: f.timeWait, thresholds: f.thresholds, chosen: map[string]bool{},
-		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay), metrics: string(f.metrics),
+		summaryInterval: f.summaryInterval, duration: f.duration, record: string(f.record), replay: string(f.replay), metrics: string(f.metrics), metricsConfig: string(f.metricsConfig),
 		otlp: string(f.otlp), maxSockets: f.maxSockets, btf: string(f.btf), cri: string(f.cri), verbose: f.verbose,
 	}
 	for _, step := range []func(*config) error{f.filter, f.what, f.limits} {
@@ -421,6 +424,9 @@ func (f *flags) limits(c *config) error {
 // on it tells.
 func (f *flags) endpoint() error {
 	if f.metrics == "" {
+		if f.metricsConfig != "" {
+			return usagef("--metrics-config %q: says how --metrics is served; give that too", string(f.metricsConfig))
+		}
 		return nil
 	}
 	_, port, err := net.SplitHostPort(string(f.metrics))

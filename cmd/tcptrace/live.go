@@ -38,7 +38,7 @@ func live(ctx context.Context, cfg *config, p *pipeline, log *zap.Logger) (faile
 	var served *endpoint
 	if cfg.metrics != "" {
 		var err error
-		if served, err = serveMetrics(cfg.metrics, log); err != nil {
+		if served, err = serveMetrics(cfg, log); err != nil {
 			return err
 		}
 		defer served.close()

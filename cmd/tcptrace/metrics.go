@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -26,28 +28,54 @@ type endpoint struct {
 	over   chan struct{} // closed when the server has stopped
 }
 
-// serveMetrics listens on addr, and serves until close.
-func serveMetrics(addr string, log *zap.Logger) (*endpoint, error) {
+// serveMetrics listens on --metrics, and serves until close.
+func serveMetrics(cfg *config, log *zap.Logger) (*endpoint, error) {
+	var access *metrics.Access
+	scheme, addr := "http", cfg.metrics
+	if cfg.metricsConfig != "" {
+		var err error
+		access, err = metrics.OpenAccess(cfg.metricsConfig, func(err error) {
+			log.Warn("--metrics-config: nobody may read the metrics until this is mended", zap.Error(err))
+		})
+		if err != nil {
+			return nil, usagef("--metrics-config %q: %w", cfg.metricsConfig, err)
+		}
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("--metrics %q: %w; give an address of this host and a port that is free (ss -ltn shows those that are not)", addr, err)
 	}
-	errorLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
-	if err != nil {
-		return nil, err
+	serve := func(s *http.Server) error { return s.Serve(l) }
+	secure := access.TLS()
+	if secure != nil {
+		scheme, serve = "https", func(s *http.Server) error { return s.ServeTLS(l, "", "") }
 	}
-	e := &endpoint{Metrics: metrics.New(), url: fmt.Sprintf("http://%s/metrics", l.Addr()), over: make(chan struct{})}
+	e := &endpoint{Metrics: metrics.New(access), url: fmt.Sprintf("%s://%s/metrics", scheme, l.Addr()), over: make(chan struct{})}
 	e.server = &http.Server{
-		Handler: e.Metrics, ErrorLog: errorLog, ConnState: e.count, MaxHeaderBytes: 8 << 10,
+		TLSConfig: secure,
+		Handler:   e.Metrics, ErrorLog: stdlog.New(serverLog{log}, "", 0), ConnState: e.count, MaxHeaderBytes: 8 << 10,
 		ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 	}
 	go func() {
 		defer close(e.over)
-		if err := e.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := serve(e.server); !errors.Is(err, http.ErrServerClosed) {
 			log.Warn("no metrics are served any more", zap.Error(err)) // the records go on
 		}
 	}()
 	return e, nil
+}
+
+// serverLog is where an http.Server writes.
+type serverLog struct{ *zap.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	text := strings.TrimSuffix(string(line), "\n")
+	if strings.HasPrefix(text, "http: TLS handshake error") {
+		l.Debug(text) // else whoever can connect could fill the log
+	} else {
+		l.Warn(text)
+	}
+	return len(line), nil
 }
 
 // count turns away connections that are too many.

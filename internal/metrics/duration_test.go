@@ -77,7 +77,7 @@ func TestTimesAreShownAsPrometheusWouldHaveCountedThem(t *testing.T) {
 	for _, d := range times {
 		theirs.Observe(d.Seconds())
 	}
-	m := New()
+	m := New(nil)
 	s := full()
 	s.Dwells = established(times)
 	m.Publish(s)

@@ -44,14 +44,15 @@ type Metrics struct {
 	last  atomic.Pointer[Snapshot]  // nil until the run is tracing
 }
 
-// New returns the metrics of a run that begins.
-func New() *Metrics {
+// New returns the metrics of a run that begins, for those whom access lets in. Whether the
+// run is well, anybody may ask.
+func New(access *Access) *Metrics {
 	m := &Metrics{begun: time.Now()}
 	m.GoesOn()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(m, buildInfo(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes}))
+	mux.Handle("GET /metrics", access.guard(promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: maxScrapes})))
 	mux.HandleFunc("GET /healthz", m.health)
 	mux.HandleFunc("GET /readyz", m.ready)
 	m.Handler = http.MaxBytesHandler(mux, 0)

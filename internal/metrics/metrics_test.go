@@ -79,7 +79,7 @@ func full() Snapshot {
 }
 
 func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
-	m := New()
+	m := New(nil)
 	if got := scrape(t, m); len(got) > 0 {
 		t.Errorf("before anything is published: got %v, want nothing that looks like a count", got)
 	}
@@ -143,7 +143,7 @@ func TestAScrapeIsWhatWasPublishedLast(t *testing.T) {
 
 // The linter is the one of promtool check metrics.
 func TestPrometheusFindsNothingToCriticize(t *testing.T) {
-	m := New()
+	m := New(nil)
 	m.Publish(full())
 	_, body := get(t, m, "/metrics")
 	for _, name := range []string{"tcptrace_build_info{", "go_goroutines ", "process_cpu_seconds_total "} {
@@ -176,7 +176,7 @@ func TestTheSeriesAreBoundedAndTheirLabelsAreText(t *testing.T) {
 	put("a\xfe", 100)
 	put("other", 500)
 	put("\"\\\n", 400)
-	m := New()
+	m := New(nil)
 	m.Publish(s)
 	named, sum := 0, 0.0
 	got := scrape(t, m)
@@ -213,7 +213,7 @@ func TestTheSeriesAreBoundedAndTheirLabelsAreText(t *testing.T) {
 // The books may be put right downwards; to Prometheus that is a counter that has begun
 // anew.
 func TestNoCounterFalls(t *testing.T) {
-	m := New()
+	m := New(nil)
 	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 9, Nested: 3, TableFull: 8, Decode: 7}})
 	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 8, Nested: 2, TableFull: 7, Decode: 6}})
 	m.Publish(Snapshot{Dwells: &aggregate.Dwells{}, Lost: aggregate.Lost{RingFull: 7, Nested: 4}})
@@ -226,7 +226,7 @@ func TestNoCounterFalls(t *testing.T) {
 }
 
 func TestProbesSayWhetherItTraces(t *testing.T) {
-	m := New()
+	m := New(nil)
 	answers := func(when string, health, ready int) {
 		t.Helper()
 		for path, want := range map[string]int{"/healthz": health, "/readyz": ready} {
@@ -253,7 +253,7 @@ func TestProbesSayWhetherItTraces(t *testing.T) {
 }
 
 func TestNothingElseIsServed(t *testing.T) {
-	m := New()
+	m := New(nil)
 	for _, tt := range []struct {
 		method, path string
 		want         int
@@ -280,7 +280,7 @@ func BenchmarkScrape(b *testing.B) {
 				s.Census.CloseWait[p] = aggregate.Waits{Sockets: n, Oldest: time.Second}
 			}
 			s.Dwells = established([]time.Duration{time.Microsecond, time.Millisecond, time.Second, time.Minute})
-			m := New()
+			m := New(nil)
 			m.Publish(s)
 			b.ReportAllocs()
 			for b.Loop() {
