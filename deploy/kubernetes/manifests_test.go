@@ -13,9 +13,11 @@ import (
 	"strings"
 	"testing"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -39,6 +41,7 @@ var manifests = map[string]func(text string) error{
 	"sidecar.yaml":       checkObjects,
 	"daemonset.yaml":     checkObjects,
 	"daemonset-cri.yaml": checkPatch,
+	"podmonitor.yaml":    checkPodMonitor,
 }
 
 func read(t *testing.T, name string) string {
@@ -89,6 +92,12 @@ func TestBrokenManifestsAreRefused(t *testing.T) {
 		{"daemonset.yaml", "enforce: privileged", "enforce: baseline", "enforce"},
 		{"daemonset.yaml", "hostPID: true", "hostIPC: true\n      hostPID: false", "hostPID"},
 		{"daemonset.yaml", "Baseline forbids: host namespaces, ", "Baseline forbids: ", "its comment says: non-default capabilities"},
+		{"podmonitor.yaml", "jobLabel", "job", `unknown field "spec.job"`},
+		{"podmonitor.yaml", "kind: PodMonitor", "kind: ServiceMonitor", "kind"},
+		{"podmonitor.yaml", "app.kubernetes.io/name: tcptrace", "app: tcptrace", "selects none of the pods"},
+		{"podmonitor.yaml", "port: metrics", "port: http", "no port http"},
+		{"podmonitor.yaml", "jobLabel: app.kubernetes.io/name", "jobLabel: app", "the job is not tcptrace"},
+		{"podmonitor.yaml", "namespace: tcptrace", "namespace: default", "namespace"},
 		{"daemonset-cri.yaml", "type: Directory", "type: Plug", "hostPath.type"},
 		{"daemonset-cri.yaml", "- name: cri\n              mountPath", "- name: cry\n              mountPath", "cry"},
 	} {
@@ -150,6 +159,55 @@ func checkObject(document []byte, text string) error {
 		return checkPrivilege(&object.Spec.Template.Spec, text)
 	}
 	return fmt.Errorf("a %T", object)
+}
+
+// checkPodMonitor checks that it finds the pods of the DaemonSet, and what the operator would
+// refuse.
+func checkPodMonitor(text string) error {
+	asJSON, err := yaml.YAMLToJSONStrict([]byte(text))
+	if err != nil {
+		return err
+	}
+	var monitor monitoringv1.PodMonitor
+	unknown, err := strictjson.UnmarshalStrict(asJSON, &monitor)
+	if err := errors.Join(append(unknown, err)...); err != nil {
+		return err
+	}
+	if kind := monitor.GroupVersionKind(); kind != monitoringv1.SchemeGroupVersion.WithKind(monitoringv1.PodMonitorsKind) {
+		return fmt.Errorf("is of kind %s", kind)
+	}
+	documents, err := os.ReadFile("daemonset.yaml")
+	if err != nil {
+		return err
+	}
+	_, document, _ := strings.Cut(string(documents), "\n---\n")
+	object, err := decode([]byte(document))
+	if err != nil {
+		return err
+	}
+	set := object.(*apps.DaemonSet)
+	if monitor.Namespace != set.Namespace {
+		return fmt.Errorf("namespace %s, and the pods are in %s", monitor.Namespace, set.Namespace)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(&monitor.Spec.Selector)
+	if err != nil {
+		return err
+	}
+	if !selector.Matches(labels.Set(set.Spec.Template.Labels)) {
+		return errors.New("selects none of the pods")
+	}
+	if job := set.Spec.Template.Labels[monitor.Spec.JobLabel]; job != "tcptrace" {
+		return fmt.Errorf("the job is not tcptrace but %q", job)
+	}
+	for _, endpoint := range monitor.Spec.PodMetricsEndpoints {
+		if endpoint.Port == nil {
+			return errors.New("an endpoint without a port")
+		}
+		if !slices.ContainsFunc(set.Spec.Template.Spec.Containers[0].Ports, func(p core.ContainerPort) bool { return p.Name == *endpoint.Port }) {
+			return fmt.Errorf("no port %s", *endpoint.Port)
+		}
+	}
+	return nil
 }
 
 // checkPatch checks what kubectl patch makes of the DaemonSet.
