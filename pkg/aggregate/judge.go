@@ -24,7 +24,8 @@ type finding struct {
 	severity Severity
 
 	reported     bool
-	lastCount    int // as reported last
+	said         *Finding // as it was told last, of a Kind that walks
+	lastCount    int      // as reported last
 	lastAge      uint64
 	lastSeverity Severity
 	peakCount    int

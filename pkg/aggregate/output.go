@@ -203,6 +203,7 @@ func (t *Tracker) Scanned(s events.Scan) {
 		t.reconcile(&s)
 	}
 	t.findLeaks(s.Complete)
+	t.keepHolders()
 	t.judged = t.now
 	t.newcomers = t.newcomers[:0]
 	clear(t.newcomer)

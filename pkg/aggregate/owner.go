@@ -174,8 +174,8 @@ func (t *Tracker) row(ev *events.Event) {
 	}
 	if ev.Fd >= 0 {
 		t.own(i, &ev.Proc, SourceFd)
-		// Nobody asks who holds a healthy one, but for the records of the first scan.
-		if ev.Proc.Pid != 0 && (!t.scanDone || c.suspect != notSuspect || c.state == events.Listen || c.halfOpen == t.scan) {
+		// Nobody asks who holds a healthy one, but for the records of the first scan, and who looks at it.
+		if ev.Proc.Pid != 0 && (!t.scanDone || c.suspect != notSuspect || c.state == events.Listen || c.halfOpen == t.scan || i == t.viewer.at) {
 			t.hold(i, Holder{Pid: ev.Proc.Pid, Comm: ev.Proc.Comm, Fd: ev.Fd})
 		}
 	}

@@ -408,6 +408,8 @@ func (r *run) do(t *testing.T, steps int) {
 			r.details()
 		case n < 40:
 			r.scan(t)
+		case n < 45:
+			r.looksAt()
 		}
 		r.step()
 		if t.Failed() {
@@ -796,6 +798,7 @@ func (r *run) count(t *testing.T) {
 	if got := r.tr.Census().States; got != states {
 		t.Errorf("sockets by state in a census: got %v, want %v", got, states)
 	}
+	r.checkView(t, &states)
 	for _, p := range got.Processes {
 		if p.TimeWait != made[p.Pid] {
 			t.Errorf("process %d: got %d in TIME_WAIT, want %d", p.Pid, p.TimeWait, made[p.Pid])

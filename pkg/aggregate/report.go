@@ -163,6 +163,29 @@ func (t *Tracker) age(f *finding) uint64 { return t.now - min(f.first, t.now) }
 // tell makes the record of a finding. It returns false if the output had no place
 // for it: it is then tried again.
 func (t *Tracker) tell(f *finding) bool {
+	r := t.record(f)
+	if f.members > 0 {
+		f.peakCount = max(f.peakCount, f.count)
+		if f.first != 0 {
+			f.peakAge = max(f.peakAge, t.age(f))
+		}
+		f.was = culpritOf(&r)
+	}
+	if !t.out.Finding(&r) {
+		return false
+	}
+	if !f.reported {
+		t.counts.Findings[f.kind]++
+	}
+	f.reported, f.lastCount, f.lastAge, f.lastSeverity = true, f.count, t.age(f), f.severity
+	if f.kind.walks() {
+		f.said = &r
+	}
+	return true
+}
+
+// record is what there is to say about a finding now.
+func (t *Tracker) record(f *finding) Finding {
 	q := t.procs.all[f.proc]
 	r := Finding{
 		Ktime: t.now, Kind: f.kind, Severity: f.severity,
@@ -179,7 +202,6 @@ func (t *Tracker) tell(f *finding) bool {
 		f.id = identify(f.kind, r.Pid, f.serial)
 	}
 	r.ID = f.id
-	age := t.age(f)
 	if f.members == 0 {
 		r.Status, r.Holders = Resolved, nil
 		e.PeakCount, e.PeakOldest = f.peakCount, Unknown
@@ -192,25 +214,15 @@ func (t *Tracker) tell(f *finding) bool {
 		}
 	} else {
 		r.Count = f.count
-		f.peakCount = max(f.peakCount, f.count)
 		if f.first != 0 {
-			r.Oldest = time.Duration(age)
-			f.peakAge = max(f.peakAge, age)
+			r.Oldest = time.Duration(t.age(f))
 		}
 		if f.reported {
 			r.Status = Update
 		}
-		f.was = culpritOf(&r)
 	}
 	r.Message, r.Advice = explain(&r)
-	if !t.out.Finding(&r) {
-		return false
-	}
-	if !f.reported {
-		t.counts.Findings[f.kind]++
-	}
-	f.reported, f.lastCount, f.lastAge, f.lastSeverity = true, f.count, age, f.severity
-	return true
+	return r
 }
 
 // evidence fills in what only looking at other things than the finding's own sockets

@@ -110,6 +110,8 @@ type Tracker struct {
 	lookAt     [len(lookAfter)][]waiter // minisockets in FIN_WAIT2, oldest first
 	looks      []events.Look
 
+	viewer viewer
+
 	spent Spent // reused, as the next two: one record is under way at a time
 	tr    Transition
 	cn    Connection
