@@ -146,7 +146,7 @@ type runner struct {
 	lastClock, lastBooks time.Time
 	nextScan, nextFiles  time.Time // not before
 	nextSummary, nextAll time.Time // likewise: a summary, and a scan of all for its sake
-	nextCensus, nextSeen time.Time // likewise: what metrics show, and a scan of all for its sake
+	nextCensus, nextSeen time.Time // likewise: what metrics show, and a scan of all for their or a screen's sake
 	nextNetworks         time.Time // likewise: a look at what a network namespace allows
 	lost                 uint64    // at the last stats record
 	newest               uint64    // Ktime of the last event
@@ -381,7 +381,7 @@ func (r *runner) loop(ctx context.Context) error {
 				return err
 			}
 		}
-		if r.served != nil && now.After(r.nextSeen) {
+		if (r.served != nil || r.pipe.board != nil) && now.After(r.nextSeen) {
 			if err := r.scanAll(now); err != nil {
 				return err
 			}

@@ -91,6 +91,9 @@ func page(root *cobra.Command) []byte {
 		fmt.Fprintf(&b, ".SS tcptrace %s\n%s", roff(c.Use), paragraphs(c.Long))
 		var shared []string
 		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Hidden {
+				return
+			}
 			if as := root.Flags().Lookup(f.Name); as != nil && as.Usage == f.Usage {
 				shared = append(shared, `\fB`+roff("--"+f.Name)+`\fR`)
 				return

@@ -33,6 +33,7 @@ type pipeline struct {
 	otlp    *otlp.Exporter // nil: nobody asked for it
 	wants   wants
 	line    []byte // of a record that goes ahead
+	board   *board // nil: nothing is drawn
 
 	ev      events.Event
 	ktime   uint64 // the last Clock
@@ -105,6 +106,9 @@ func (p *pipeline) Clock(ktime uint64, wall int64) error {
 		p.otlp.Clock(wall)
 	}
 	p.tracker.Tick(ktime)
+	if p.board != nil {
+		p.board.show(p)
+	}
 	if every := uint64(p.cfg.summaryInterval); every > 0 && p.cfg.replay != "" && p.cfg.summaryInterval != p.recorded.SummaryInterval {
 		if p.nextSummary != 0 && ktime >= p.nextSummary {
 			p.tracker.Summarize()
@@ -224,6 +228,9 @@ func (p *pipeline) Socket(s *aggregate.Socket) bool {
 // Finding implements aggregate.Output.
 func (p *pipeline) Finding(f *aggregate.Finding) bool {
 	p.failed = p.failed || p.cfg.failOn[f.Kind.String()]
+	if p.board != nil {
+		p.board.finding(f)
+	}
 	if p.wants.finding {
 		p.line = p.enc.Finding(p.line[:0], f)
 		if !p.out.first(p.line) {

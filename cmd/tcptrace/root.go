@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // usageError is a mistake in the command line.
@@ -67,7 +69,7 @@ func run(ctx context.Context, e env) error {
 	once.Short = "Print the TCP sockets that exist now, who holds them, and which nobody closes"
 	once.Long, once.Example = snapshotHelp, snapshotExamples
 	root.Version = thisBuild().String()
-	root.AddCommand(once, checkCommand(e), completion(e), man(e))
+	root.AddCommand(once, topCommand(e), checkCommand(e), completion(e), man(e))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
@@ -78,8 +80,9 @@ func run(ctx context.Context, e env) error {
 	return root.ExecuteContext(ctx)
 }
 
-// command makes a command that understands its flags and then does what do does.
-func command(e env, do func(context.Context, env, *config) error, snapshot bool) *cobra.Command {
+// command makes a command that understands its flags, but for those without, and then does what
+// do does.
+func command(e env, do func(context.Context, env, *config) error, snapshot bool, without ...string) *cobra.Command {
 	var f flags
 	c := &cobra.Command{
 		Args:          noArgs,
@@ -93,7 +96,14 @@ func command(e env, do func(context.Context, env, *config) error, snapshot bool)
 			return do(cmd.Context(), e, cfg)
 		},
 	}
-	f.register(c.Flags(), snapshot)
+	all := pflag.NewFlagSet("", pflag.ContinueOnError)
+	f.register(all, snapshot)
+	c.Flags().SortFlags = false
+	all.VisitAll(func(flag *pflag.Flag) {
+		if !slices.Contains(without, flag.Name) {
+			c.Flags().AddFlag(flag)
+		}
+	})
 	complete(c, f.types())
 	return c
 }
