@@ -1,5 +1,5 @@
 // Command storm opens and closes TCP connections over loopback as fast as it
-// can: a bounded load for tests and measurements. Each connection makes ten
+// can, or at a rate: a bounded load for tests and measurements. Each connection makes ten
 // transitions (five at either end), each listener two. With -hold it opens
 // all of them first, and closes none for that long.
 package main
@@ -30,9 +30,10 @@ func main() {
 	n := flag.Int("n", 100_000, "connections, at most 1000000")
 	workers := flag.Int("workers", 4, "threads")
 	hold := flag.Duration("hold", 0, "keep all connections open for that long, at most 10m, instead of closing each at once")
+	rate := flag.Int("rate", 0, "connections a second, at most 100000; 0: as fast as it can")
 	flag.Parse()
-	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 || *hold < 0 || *hold > 10*time.Minute {
-		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64, -hold at most 10m")
+	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 || *hold < 0 || *hold > 10*time.Minute || *rate < 0 || *rate > 100_000 {
+		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64, -hold at most 10m, -rate at most 100000")
 		os.Exit(2)
 	}
 	start := time.Now()
@@ -40,7 +41,7 @@ func main() {
 	if *hold > 0 {
 		life = func(int, int) error { return nil }
 	}
-	if err := storm(*n, *workers, life); err != nil {
+	if err := storm(*n, *workers, *rate, life); err != nil {
 		fmt.Fprintln(os.Stderr, "storm:", err)
 		os.Exit(1)
 	}
@@ -54,8 +55,8 @@ func main() {
 		*n, 10**n+2*listeners, d.Seconds(), float64(*n)/d.Seconds())
 }
 
-// storm opens n connections, and does with the two ends of each what life says.
-func storm(n, workers int, life func(client, server int) error) error {
+// storm opens n connections, rate of them a second, and does with the two ends of each what life says.
+func storm(n, workers, rate int, life func(client, server int) error) error {
 	var ls []listener
 	for i := range listeners {
 		l, err := listen([4]byte{127, 77, 0, byte(1 + i)})
@@ -67,11 +68,15 @@ func storm(n, workers int, life func(client, server int) error) error {
 	}
 	var wg sync.WaitGroup
 	errs := make(chan error, workers)
+	start := time.Now()
 	for w := range workers {
 		wg.Go(func() {
 			// Blocking calls on a thread of its own, as a server in C has it.
 			runtime.LockOSThread()
 			for i := w; i < n; i += workers {
+				if rate > 0 {
+					time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
+				}
 				if err := connection(&ls[i%listeners], life); err != nil {
 					errs <- err
 					return
