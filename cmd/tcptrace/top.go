@@ -39,7 +39,7 @@ const topExamples = `  # this host
   tcptrace top --replay run.rec`
 
 // What of the stream's flags is about records, or about others than those who look.
-var notOfTop = []string{"events", "output", "summary-interval", "fail-on", "metrics", "otlp"}
+var notOfTop = []string{"events", "output", "summary-interval", "fail-on", "metrics", "metrics-config", "otlp"}
 
 func topCommand(e env) *cobra.Command {
 	c := command(e, top, false, notOfTop...)
