@@ -69,7 +69,7 @@ func run(ctx context.Context, e env) error {
 	once.Short = "Print the TCP sockets that exist now, who holds them, and which nobody closes"
 	once.Long, once.Example = snapshotHelp, snapshotExamples
 	root.Version = thisBuild().String()
-	root.AddCommand(once, topCommand(e), checkCommand(e), completion(e), man(e))
+	root.AddCommand(once, topCommand(e), reportCommand(e), checkCommand(e), completion(e), man(e))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}

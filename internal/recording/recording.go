@@ -18,10 +18,10 @@ import (
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
 
-const (
-	magic   = "TCPTRACE"
-	version = 3
-)
+// Magic is what a recording begins with.
+const Magic = "TCPTRACE"
+
+const version = 3
 
 type frame byte
 
@@ -75,7 +75,7 @@ type Writer struct {
 // NewWriter begins a recording on w.
 func NewWriter(w io.Writer) (*Writer, error) {
 	rw := &Writer{w: bufio.NewWriterSize(w, 1<<18)}
-	h := binary.LittleEndian.AppendUint32([]byte(magic), version)
+	h := binary.LittleEndian.AppendUint32([]byte(Magic), version)
 	_, err := rw.w.Write(h)
 	return rw, err
 }
@@ -175,15 +175,15 @@ var ErrFormat = errors.New("not a tcptrace recording")
 // io.ErrUnexpectedEOF after all that is whole.
 func Replay(r io.Reader, s Sink) error {
 	br := bufio.NewReaderSize(r, 1<<18)
-	head := make([]byte, len(magic)+4)
+	head := make([]byte, len(Magic)+4)
 	_, err := io.ReadFull(br, head)
 	switch {
 	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
 		return err
-	case err != nil || string(head[:len(magic)]) != magic:
+	case err != nil || string(head[:len(Magic)]) != Magic:
 		return ErrFormat
 	}
-	if v := binary.LittleEndian.Uint32(head[len(magic):]); v != version {
+	if v := binary.LittleEndian.Uint32(head[len(Magic):]); v != version {
 		return fmt.Errorf("%w of version %d: it has version %d", ErrFormat, version, v)
 	}
 	buf := make([]byte, 1<<16)

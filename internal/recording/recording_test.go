@@ -144,7 +144,7 @@ func sample() []any {
 		eventCall{"\x01\x02\xff\n"},
 		clockCall{math.MaxUint64, math.MinInt64},
 		booksCall{events.Books{Seen: 1, Filtered: 2, RingFull: 3, Skipped: 4, Rescued: 7, RecordsLost: math.MaxUint64}},
-		eventCall{magic},
+		eventCall{Magic},
 		probeCall{"a", "b=c"},
 		booksCall{},
 	}
