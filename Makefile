@@ -37,7 +37,7 @@ install: build ## build, then install below PREFIX=/usr/local: command, manual p
 # -count=1: the running kernel is an input that go's test cache does not see.
 # -p 1: the live tests watch the whole host, and packages tested side by side would disturb each other's timing.
 test: ## all tests: unit, command line, live kernel (live ones need root)
-	scripts/install-deps test oci cri queries
+	scripts/install-deps test oci cri queries chromium
 	$(GO) test -count=1 -p 1 -timeout 20m ./...
 
 test-vm: ## the live tests on other kernels, in QEMU (KERNEL='6.12 6.12:arm64 ...')
