@@ -21,7 +21,7 @@ export CGO_ENABLED := 0
 # bind mount): there, build without the stamp.
 NOSTAMP := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench bench-crowd screenshots clean validate-manifests image test-vm help
+.PHONY: build run install test generate generate-check dist dist-check lint fmt-check vet race fuzz bench bench-crowd screenshots screenshot-top screenshot-report clean validate-manifests image test-vm help
 
 # grpcnotrace leaves out gRPC's debug pages, which nobody could open, and the 3 MB of the packages for them.
 # Always asks go, which knows better than make what is out of date. Silent, so that `make run | jq` gets records only.
@@ -108,9 +108,15 @@ bench-crowd: build ## what 100,000 and 1,000,000 idle sockets cost (root; ten mi
 	$(GO) build -o bin/crowd ./test/crowd
 	bin/crowd 100000 1000000
 
-screenshots: build ## take the picture of top that the README shows, from a real run (root; half a minute)
+screenshots: screenshot-top screenshot-report ## take the pictures that the documents show, each from a real run (root; two minutes)
+
+screenshot-top: build
 	scripts/install-deps test
 	scripts/screenshot-top bin/tcptrace docs/top.svg
+
+screenshot-report: build
+	scripts/install-deps test chromium
+	scripts/screenshot-report
 
 clean: ## remove what the build made
 	rm -rf bin dist
