@@ -29,7 +29,7 @@ func openTerminal(t *testing.T, width, height int, before string, args ...string
 	t.Helper()
 	live(t)
 	term := &terminal{t: t, dir: t.TempDir()}
-	script := fmt.Sprintf("cd %s; %s\nstty -a > before; %s top %s; echo $? > status; stty -a > after; echo back; exec sleep 100",
+	script := fmt.Sprintf("cd %s; %s\nstty -a > before; %s top %s; echo $? > status; stty -a > after; echo the shell again; exec sleep 100",
 		term.dir, before, tcptraceBin, strings.Join(args, " "))
 	path := filepath.Join(term.dir, "script")
 	if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
@@ -100,7 +100,7 @@ func (term *terminal) file(name string) string {
 // former screen and cursor, and what was logged behind the screen.
 func (term *terminal) checkRestored() {
 	term.t.Helper()
-	term.has("back")
+	term.has("the shell again")
 	if got := strings.TrimSpace(term.file("status")); got != "0" {
 		term.t.Errorf("exit status %s, want 0; the screen:\n%s", got, term.screen())
 	}
@@ -274,7 +274,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 	})
 	t.Run("it cannot begin", func(t *testing.T) {
 		term := openTerminal(t, 80, 24, "", "--pid", "4194304")
-		term.has("back")
+		term.has("the shell again")
 		term.has("tcptrace: --pid 4194304: ")
 		if got := strings.TrimSpace(term.file("status")); got != "1" {
 			t.Errorf("exit status %s, want 1", got)
@@ -327,7 +327,7 @@ func TestTopShowsTheEndOfARecording(t *testing.T) {
 	term.press("Enter", "Enter")
 	term.has(fmt.Sprintf("srv[%d] fd ", srv))
 	term.press("q")
-	term.has("back")
+	term.has("the shell again")
 	if got := strings.TrimSpace(term.file("status")); got != "0" {
 		t.Errorf("exit status %s, want 0", got)
 	}
