@@ -165,6 +165,9 @@ func (b *board) finding(told *aggregate.Finding) {
 
 // show publishes a view if it is time for one, or if another is asked for.
 func (b *board) show(p *pipeline) {
+	if len(b.points) == 0 {
+		b.rate(p.ktime, p.stats().Delivered) // from here on
+	}
 	now := time.Now()
 	if now.Before(b.rest) || now.Before(b.next) && b.query == b.feed.Query() || !p.tracker.Started() {
 		return

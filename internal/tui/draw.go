@@ -71,7 +71,7 @@ func (m *model) drawHead(c *canvas) {
 	if m.paused {
 		parts = append(parts, c.paint(focused, " PAUSED "))
 	}
-	parts = append(parts, fmt.Sprintf("%s transitions/s", rate(f.PerSecond)), number(sockets)+" sockets")
+	parts = append(parts, fmt.Sprintf("%s transitions/s", rate(f.PerSecond)), counted(sockets, "socket"))
 	if f.Lost > 0 {
 		parts = append(parts, c.paint(alarm, number(f.Lost)+" lost"))
 	} else {
@@ -88,6 +88,13 @@ func (m *model) drawHead(c *canvas) {
 		parts = append(parts, c.paint(warning, "playing "+name([]byte(f.Replay))))
 	}
 	c.put(strings.Join(parts, "   "))
+}
+
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return number(n) + " " + what
 }
 
 func rate(perSecond float64) string {

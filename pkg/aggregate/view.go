@@ -148,6 +148,7 @@ func (t *Tracker) View(q *Query) *View {
 	procs := make([]ProcessRow, len(t.procs.all))
 	conns := best[ConnRow]{order: q.orderConns}
 	find := finder{want: []byte(q.FindIn)}
+	lists, shows := q.Scope.kind != noScope, q.Conn != (ConnID{})
 	for i, c := range t.table.all() {
 		if c.verdict != yes || c.state == events.Close && c.suspect == notSuspect {
 			continue
@@ -168,12 +169,12 @@ func (t *Tracker) View(q *Query) *View {
 				r.Oldest, r.Exact = age, exact
 			}
 		}
-		if q.Scope.kind != noScope && t.inScope(&q.Scope, proc, &c.ends, c.role) {
+		if lists && t.inScope(&q.Scope, proc, &c.ends, c.role) {
 			if row := t.connRow(c); find.conn(&row) {
 				conns.add(row)
 			}
 		}
-		if q.Conn != (ConnID{}) && q.Conn.is(&c.ends) {
+		if shows && q.Conn.is(&c.ends) {
 			v.Conn = t.connView(i, c)
 		}
 	}
@@ -193,12 +194,12 @@ func (t *Tracker) View(q *Query) *View {
 		} else {
 			v.Orphans++
 		}
-		if q.Scope.kind != noScope && t.inScope(&q.Scope, proc, &m.ends, m.role) {
+		if lists && t.inScope(&q.Scope, proc, &m.ends, m.role) {
 			if row := t.miniRow(m); find.conn(&row) {
 				conns.add(row)
 			}
 		}
-		if q.Conn != (ConnID{}) && q.Conn.is(&m.ends) {
+		if shows && q.Conn.is(&m.ends) {
 			v.Conn = t.miniView(m)
 		}
 	}
