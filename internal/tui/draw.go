@@ -69,7 +69,7 @@ func (m *model) drawHead(c *canvas) {
 	}
 	parts := []string{c.paint(bold, "tcptrace top")}
 	if m.paused {
-		parts = append(parts, c.paint(focused, " PAUSED "))
+		parts = append(parts, c.paint(badge, " PAUSED "))
 	}
 	parts = append(parts, fmt.Sprintf("%s transitions/s", rate(f.PerSecond)), counted(sockets, "socket"))
 	if f.Lost > 0 {

@@ -40,7 +40,7 @@ func (m *model) drawConnections(c *canvas, h int) {
 		{"STATE", 12, false}, {"AGE", 7, true}, {"LADDR:LPORT", ends, false}, {"RADDR:RPORT", ends, false}, {what, last, false},
 	}
 	sorted := map[aggregate.Order]string{aggregate.ByAge: "AGE", aggregate.ByState: "STATE", aggregate.ByPeer: "RADDR:RPORT"}[m.query.Connections]
-	c.put(c.paint(heading, cell(titles(cols, sorted), c.w, false)))
+	c.put(c.paint(focused, cell(titles(cols, sorted), c.w, false)))
 	draw := func(i int, mark string) []string {
 		r := &rows[i]
 		about := process(r.Owner.Pid, &r.Owner.Comm)
