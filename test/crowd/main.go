@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ func main() {
 }
 
 func run() error {
+	runtime.LockOSThread() // what a thread has started is told when that ends, not the process
 	var m meter
 	flag.StringVar(&m.tcptrace, "tcptrace", "bin/tcptrace", "the `command` to measure")
 	flag.IntVar(&m.rounds, "rounds", 3, "snapshots, each beside ss")

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ type tracer struct {
 func (m *meter) start(out io.Writer, args ...string) (*tracer, error) {
 	t := &tracer{cmd: exec.Command(m.tcptrace, args...), log: make(chan []string, 1)}
 	t.cmd.Stdout = out
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGINT} // it does not end with its standard input
 	stderr, err := t.cmd.StderrPipe()
 	if err != nil {
 		return nil, err
