@@ -131,7 +131,7 @@ func makeReport(ctx context.Context, e env, names []string) error {
 	case err != nil:
 		return fmt.Errorf("write report: %w", err)
 	case bad > 0:
-		return fmt.Errorf("report: %d lines are no records, and were left out; the first: %w", bad, firstBad)
+		return fmt.Errorf("report: lines that are no records, left out: %d; the first: %w", bad, firstBad)
 	}
 	return nil
 }

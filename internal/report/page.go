@@ -256,26 +256,26 @@ func (r *Report) warnings() []string {
 				{unprinted, "records not printed, as stdout was too slow"}, {evicted, "sockets forgotten beyond --max-sockets"},
 			} {
 				if n.n > 0 {
-					what = append(what, fmt.Sprintf("%d %s", n.n, n.what))
+					what = append(what, fmt.Sprintf("%s: %d", n.what, n.n))
 				}
 			}
-			say("%s: not all that happened is in here: %s. Counts are too low by these, and a socket whose end is missing counts on until a summary tells otherwise.",
+			say("%s: not all that happened is in here (%s). Counts are too low by these, and a socket whose end is missing counts on until a summary tells otherwise.",
 				in.name, strings.Join(what, ", "))
 		}
 		if in.gaps > 0 {
-			say("%s: %d records come after a gap: transitions of their sockets were missed.", in.name, in.gaps)
+			say("%s: records after a gap, since transitions of their sockets were missed: %d.", in.name, in.gaps)
 		}
 		if in.bad > 0 {
-			say("%s: %d lines are no records, and were left out; the first: %v.", in.name, in.bad, in.firstBad)
+			say("%s: lines that are no records, left out: %d; the first: %v.", in.name, in.bad, in.firstBad)
 		}
 		if in.cut {
 			say("%s: ends in the middle of a record; all before it is here.", in.name)
 		}
 		if in.unfollowed > 0 {
-			say("%s: %d sockets are counted but not followed one by one: there are too many at once.", in.name, in.unfollowed)
+			say("%s: sockets that are counted but not followed one by one, as there are too many at once: %d.", in.name, in.unfollowed)
 		}
 		if in.more > 0 {
-			say("%s: the books of %d more runs are not shown.", in.name, in.more)
+			say("%s: runs whose books are not shown: %d.", in.name, in.more)
 		}
 	}
 	if n := r.processes.gone; n > 0 {
