@@ -95,7 +95,9 @@ func TestTheLeakCurveIsWhatEnteredLessWhatLeft(t *testing.T) {
 	p := d.Processes[0]
 	equal(t, "now, most", []int{*p.Now, *p.Peak}, []int{1, 3})
 	equal(t, "entered, left", []uint64{p.Entered, p.Left}, []uint64{3, 2})
-	equal(t, "slowest", *p.Max, 4000.0)
+	for _, p := range []processData{p, d.Everyone[0]} {
+		equal(t, "half and 99% within, slowest", []float64{*p.P50, *p.P99, *p.Max}, []float64{2097.152, 4000, 4000}) // 2^21 µs
+	}
 	// 256 slots of 10 ms become slots of 20 ms, in which the level of before still counts as the most.
 	want := [][]float64{{noon, 1, 1}, {noon + 1000, 2, 2}, {noon + 2000, 3, 3}, {noon + 3000, 2, 3}, {noon + 3020, 2, 2}, {noon + 4000, 1, 2}, {noon + 4020, 1, 1}}
 	equal(t, "curve", p.Curve, want)

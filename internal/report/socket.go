@@ -110,10 +110,11 @@ func (in *Input) leave(s *socket, r *record) {
 }
 
 func (in *Input) left(p *process, r *record) {
-	p.left++
-	in.everyone.left++
-	if r.Oldstate == "CLOSE_WAIT" && r.Dwell != nil {
-		p.waits.add(*r.Dwell)
+	for _, p := range []*process{p, &in.everyone} {
+		p.left++
+		if r.Oldstate == "CLOSE_WAIT" && r.Dwell != nil {
+			p.waits.add(*r.Dwell)
+		}
 	}
 }
 
