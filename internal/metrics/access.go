@@ -22,7 +22,8 @@ import (
 // is in it, certificates and passwords, can be replaced while the run goes on. All methods
 // may be called from any goroutine; a nil Access lets everybody in.
 type Access struct {
-	path string
+	path   string
+	opened *accessFile // what it asked for then
 
 	comparing sync.Mutex // of passwords, which is meant to take long: one at a time
 	mu        sync.Mutex
@@ -53,9 +54,13 @@ func OpenAccess(path string, report func(error)) (*Access, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.TLS != nil {
+	switch {
+	case f.TLS != nil:
 		_, err = f.TLS.config()
+	case len(f.Users) == 0:
+		err = errors.New("neither tls_server_config nor basic_auth_users is in it: it would let everybody in; give one of them, or no such file")
 	}
+	a.opened = f
 	return a, err
 }
 
@@ -80,7 +85,26 @@ func (a *Access) read() (*accessFile, error) {
 			}
 		}
 	}
-	return f, nil
+	return f, a.opened.kept(f)
+}
+
+// kept reports what now does not ask for any more. A file that is being written is empty at first, and must not
+// let everybody in.
+func (f *accessFile) kept(now *accessFile) error {
+	gone := ""
+	switch {
+	case f == nil:
+	case f.TLS != nil && now.TLS == nil:
+		gone = "tls_server_config"
+	case f.TLS.clientCert() && !now.TLS.clientCert():
+		gone = "client_auth_type: RequireAndVerifyClientCert"
+	case len(f.Users) > 0 && len(now.Users) == 0:
+		gone = "basic_auth_users"
+	}
+	if gone == "" {
+		return nil
+	}
+	return fmt.Errorf("%s is gone; start tcptrace anew to serve without", gone)
 }
 
 // oneLine is the first of the errors in a file, without the types of Go.
@@ -136,17 +160,11 @@ func (f *tlsFile) config() (*tls.Config, error) {
 
 // TLS returns what to serve with, nil where the file asked for no TLS when it was opened.
 func (a *Access) TLS() *tls.Config {
-	if a == nil {
-		return nil
-	}
-	if f, err := a.read(); err == nil && f.TLS == nil {
+	if a == nil || a.opened.TLS == nil {
 		return nil
 	}
 	return &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		f, err := a.read()
-		if err == nil && f.TLS == nil {
-			err = errors.New("tls_server_config: is gone; start tcptrace anew to serve without TLS")
-		}
 		var c *tls.Config
 		if err == nil {
 			c, err = f.TLS.config()
@@ -178,9 +196,11 @@ func (a *Access) guard(next http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f, err := a.read()
+		if err != nil || a.opened.TLS == nil { // with TLS, a handshake tells that all is well again
+			a.note(err)
+		}
 		switch {
 		case err != nil:
-			a.note(err)
 			http.Error(w, "it cannot be told who may read this: the log of tcptrace says why", http.StatusInternalServerError)
 		case f.TLS.clientCert() && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0):
 			http.Error(w, "a client certificate is needed", http.StatusForbidden)

@@ -214,6 +214,8 @@ func TestAFileThatIsWrongIsAnErrorThatSaysHow(t *testing.T) {
 		{"rate_limit: {burst: 1}\n", "rate_limit not found"},
 		{"basic_auth_users: {prometheus: secret}\n", "prometheus: crypto/bcrypt: hashedSecret too short to be a bcrypted password; give a hash as htpasswd -nB prometheus prints it"},
 		{"a: b: c\n", "yaml: "},
+		{"", "it would let everybody in"},
+		{"basic_auth_users:\n", "it would let everybody in"},
 	} {
 		_, err := OpenAccess(write(t, filepath.Join(dir, "web.yml"), tt.text), nil)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -225,5 +227,44 @@ func TestAFileThatIsWrongIsAnErrorThatSaysHow(t *testing.T) {
 	}
 	if a, _ := open(t, filepath.Join(dir, "web.yml"), "basic_auth_users: {prometheus: "+fmt.Sprintf("%q", secret)+"}\n"); a.TLS() != nil {
 		t.Error("passwords only: got TLS, want none")
+	}
+}
+
+func TestAFileThatIsBeingWrittenOpensNothing(t *testing.T) {
+	dir := t.TempDir()
+	certificate(t, dir, "server")
+	certificate(t, dir, "client")
+	const pair = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
+	const asks = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n"
+	const users = "basic_auth_users:\n  prometheus: " + secret + "\n"
+	path := filepath.Join(dir, "web.yml")
+	for _, tt := range []struct{ whole, part string }{
+		{users, ""}, {users, "basic_auth_users:\n"}, {pair + users, pair}, {pair + asks, pair}, {pair + asks, ""}, {pair + asks + users, users},
+	} {
+		a, reported := open(t, path, tt.whole)
+		m := New(a)
+		m.Publish(full())
+		write(t, path, tt.part)
+		w := httptest.NewRecorder()
+		m.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+		if w.Code != http.StatusInternalServerError || len(*reported) != 1 {
+			t.Errorf("%q, of which %q is there: got status %d and %d reports, want 500 and 1", tt.whole, tt.part, w.Code, len(*reported))
+		}
+	}
+}
+
+func TestWhatBreaksAgainIsSaidAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "web.yml")
+	const users = "basic_auth_users:\n  prometheus: " + secret + "\n"
+	a, reported := open(t, path, users)
+	m := New(a)
+	for range 2 {
+		for _, text := range []string{"basic_auth_users: none\n", users} {
+			write(t, path, text)
+			m.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+		}
+	}
+	if len(*reported) != 2 {
+		t.Errorf("got %d reports, want 2", len(*reported))
 	}
 }
