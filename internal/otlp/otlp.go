@@ -95,6 +95,7 @@ type Exporter struct {
 	batch   []sdklog.Record // what logger has made
 	taken   bool            // the last batch, but for
 	refused uint64          // records that the collector did not want
+	busy    bool            // it is there, and wants to be asked later
 	tells   teller
 	waiting time.Duration // before the next attempt
 }
@@ -136,7 +137,7 @@ func Open(ctx context.Context, cfg Config) (*Exporter, error) {
 	)
 	if wrong != nil {
 		_ = e.client.Shutdown(ctx)
-		return nil, wrong
+		return nil, discreet(wrong)
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {})) // what goes wrong from now on, Export returns
 	e.logger = provider.Logger("tcptrace", log.WithInstrumentationVersion(cfg.Version), log.WithSchemaURL(semconv.SchemaURL))
@@ -144,6 +145,16 @@ func Open(ctx context.Context, cfg Config) (*Exporter, error) {
 	e.cancel = cancel
 	go e.run(sending)
 	return e, nil
+}
+
+// discreet is the error without what a header says, since that is a secret.
+func discreet(err error) error {
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_LOGS_HEADERS"} {
+		if strings.Contains(err.Error(), name) {
+			return fmt.Errorf("%s is not key=value,key=value; in a value, %%25 stands for %%, and %%2C for a comma", name)
+		}
+	}
+	return err
 }
 
 // describe says who sends; the environment may say otherwise, or more.

@@ -332,7 +332,7 @@ func TestPatienceEndsWhenTheCollectorIsAway(t *testing.T) {
 
 func TestAWrongSettingInTheEnvironmentIsAnError(t *testing.T) {
 	for name, value := range map[string]string{
-		"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nonexistent", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon", "OTEL_EXPORTER_OTLP_HEADERS": "nonsense",
+		"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nonexistent", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon",
 		"OTEL_EXPORTER_OTLP_COMPRESSION": "brotli", "OTEL_RESOURCE_ATTRIBUTES": "nonsense",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -345,5 +345,36 @@ func TestAWrongSettingInTheEnvironmentIsAnError(t *testing.T) {
 				t.Errorf("%s=%s: error %v, want one that says %q", name, value, err, value)
 			}
 		})
+	}
+}
+
+// A collector whose queue is full says so, by the same code as one that is away. It is there.
+func TestAReplayWaitsForACollectorThatIsBusy(t *testing.T) {
+	f := serving(t)
+	f.answer = func(request int, _ []string) (*collogs.ExportLogsServiceResponse, error) {
+		if request%8 == 0 {
+			return nil, status.Error(codes.Unavailable, "sending queue is full")
+		}
+		return &collogs.ExportLogsServiceResponse{}, nil
+	}
+	e, _ := open(t, f.addr)
+	e.Wait(t.Context().Done())
+	const many = 5 * room
+	for n := range many {
+		e.Connection(connection(n))
+	}
+	e.Close()
+	checkCounts(t, e, many, 0)
+}
+
+// A header is how one proves who sends.
+func TestAWrongHeaderIsNotRepeated(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer s3cret%")
+	e, err := Open(t.Context(), Config{Endpoint: "http://127.0.0.1:1", Version: "1"})
+	if err == nil {
+		e.Close()
+	}
+	if err == nil || strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "OTEL_EXPORTER_OTLP_HEADERS") {
+		t.Errorf("got %v, want an error that names the variable, and not what is in it", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
@@ -58,10 +59,10 @@ func (e *Exporter) run(ctx context.Context) {
 			return // Close waits no longer
 		case passing(err):
 			e.heard(err)
-			if closing {
+			if closing && !e.busy {
 				return
 			}
-			closing = e.pause(e.backoff(err))
+			closing = e.pause(ctx, e.backoff(err), closing)
 			continue
 		default:
 			e.done(from, 0, n)
@@ -112,19 +113,23 @@ func (e *Exporter) rest() (closing bool) {
 	return false
 }
 
-// pause waits, but not beyond the end, which it reports.
-func (e *Exporter) pause(d time.Duration) (closing bool) {
+// pause waits, but not beyond the end, which it reports; at the end, as long as Close does.
+func (e *Exporter) pause(ctx context.Context, d time.Duration, closing bool) bool {
+	end := (<-chan struct{})(e.closing)
+	if closing {
+		end = ctx.Done()
+	}
 	select {
 	case <-time.After(d):
-		return false
-	case <-e.closing:
+		return closing
+	case <-end:
 		return true
 	}
 }
 
 // send makes one request.
 func (e *Exporter) send(ctx context.Context, items []item) error {
-	e.taken, e.refused = false, 0
+	e.taken, e.refused, e.busy = false, 0, false
 	for i := range items {
 		e.logger.Emit(ctx, items[i].record())
 	}
@@ -149,6 +154,8 @@ func dial(ctx context.Context, addr string) (net.Conn, error) {
 // answers looks at the collector's answer: the client says only in words how many records it refused.
 func (e *Exporter) answers(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	err := invoke(ctx, method, req, reply, conn, opts...)
+	// A collector whose queue is full says what is said for one that is away: it is Unavailable.
+	e.busy = passing(err) && ctx.Err() == nil && conn.GetState() == connectivity.Ready
 	if r, ok := reply.(*collogs.ExportLogsServiceResponse); ok && err == nil {
 		e.taken = true
 		e.refused = min(uint64(max(r.GetPartialSuccess().GetRejectedLogRecords(), 0)), uint64(len(e.batch)))
@@ -190,12 +197,12 @@ func (e *Exporter) backoff(err error) time.Duration {
 // heard draws the conclusions of an answer, or of none.
 func (e *Exporter) heard(err error) {
 	e.progress.Add(1)
-	away := err != nil && passing(err)
-	if !away {
+	later := err != nil && passing(err)
+	if !later {
 		e.waiting = 0
 	}
 	e.mu.Lock()
-	e.away = away
+	e.away = later && !e.busy
 	e.mu.Unlock()
 	signal(e.freed) // whoever waits for room is to see that
 	e.tells.tell(err, time.Now())
