@@ -184,6 +184,9 @@ func readRecording(ctx context.Context, r io.Reader, in *report.Input) error {
 		return err
 	}
 	cfg.replay = "-"
+	// What nothing interrupts has no Done, and the sink would be impatient.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	replayed := make(chan error, 1)
 	go func() {
 		out := newSink(to)

@@ -118,10 +118,12 @@ func (cs *connections) chosen() []*connection {
 	// What was made of transitions gives way to the connection's own record.
 	type key struct {
 		input        int
-		cookie       string
+		cookie       string // "" where there are none
+		netns        uint32
+		laddr, raddr string
 		lport, rport uint16
 	}
-	of := func(c *connection) key { return key{c.Input, c.Cookie, c.Lport, c.Rport} }
+	of := func(c *connection) key { return key{c.Input, c.Cookie, c.Netns, c.Laddr, c.Raddr, c.Lport, c.Rport} }
 	told := map[key]*connection{}
 	for _, c := range all {
 		if !c.pieced {
@@ -130,7 +132,7 @@ func (cs *connections) chosen() []*connection {
 	}
 	all = slices.DeleteFunc(all, func(c *connection) bool {
 		own := told[of(c)]
-		if !c.pieced || own == nil {
+		if !c.pieced || own == nil || own.number < c.number { // an earlier one is another's, whose ports are used again
 			return false
 		}
 		own.learn(c)

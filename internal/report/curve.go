@@ -25,7 +25,7 @@ func (c *curve) set(t int64, level int) {
 		c.start, c.step = t, curveStep
 		c.last, c.most = make([]int32, curveSlots), make([]int32, curveSlots)
 	}
-	for t-c.start >= curveSlots*c.step {
+	for (t-c.start)/curveSlots >= c.step { // the product may overflow
 		c.coarsen()
 	}
 	i := max(int((t-c.start)/c.step), c.n-1, 0)

@@ -33,14 +33,18 @@ type Input struct {
 	open       map[string]*socket     // that are or were in CLOSE_WAIT, and whose connection has not ended
 	departed   int                    // that have left CLOSE_WAIT since the last sweep of open
 	unfollowed uint64                 // that found no place in open
+	strays     int                    // of these, in CLOSE_WAIT now
 	existing   map[string]*connection // from before the start, in other states, unchanged since; nil: only counted
 	found      map[string]uint64      // sockets from before the start, by state
 	summarized map[uint32]int64       // namespace -> time of its last summary
 
 	everyone process // all of them together
 	every    place   // likewise
-	dwell    dwells  // of transitions
-	spent    dwells  // of connections, for want of transitions
+
+	seesTimeWait bool // some came there, or left it
+
+	dwell dwells // of transitions
+	spent dwells // of connections, for want of transitions
 }
 
 // Recorded says that the records come from a recording, which has all types.
@@ -207,6 +211,7 @@ func (in *Input) nextRun(at int64) {
 		}
 	}
 	clear(in.existing)
+	in.strays = 0
 	in.releaseAll(at)
 	in.run++
 	in.began = maps.Clone(in.counts)

@@ -136,7 +136,8 @@ func (r *Report) data(build string, made time.Time) *data {
 		d.Inputs = append(d.Inputs, i)
 		d.Books = append(d.Books, in.runs...)
 		d.Everyone = append(d.Everyone, r.processData(&in.everyone, in.moves(), in.number < shownCurves))
-		d.Every = append(d.Every, r.placeData(&in.every, in.counts["transition"] > 0, in.number < shownCurves))
+		// Where TIME_WAIT is not traced, those from before the start never leave it.
+		d.Every = append(d.Every, r.placeData(&in.every, in.counts["transition"] > 0 && (in.seesTimeWait || in.every.level.peak == 0), in.number < shownCurves))
 	}
 	r.processes.sort()
 	for i, k := range r.processes.keys[:min(len(r.processes.keys), shownRows)] {
@@ -261,6 +262,9 @@ func (r *Report) warnings() []string {
 			}
 			say("%s: not all that happened is in here (%s). Counts are too low by these, and a socket whose end is missing counts on until a summary tells otherwise.",
 				in.name, strings.Join(what, ", "))
+		}
+		if n := len(in.runs) + in.more; n > 0 && n <= in.run {
+			say("%s: no stats record of the last run, so it is not known what that has lost.", in.name)
 		}
 		if in.gaps > 0 {
 			say("%s: records after a gap, since transitions of their sockets were missed: %d.", in.name, in.gaps)

@@ -83,8 +83,19 @@ func (in *Input) processOf(pid uint32, comm string) *process {
 	return p
 }
 
-// releaseAll lets go of all that the processes have.
+// releaseAll lets go of all that the processes have, and of all in TIME_WAIT.
 func (in *Input) releaseAll(at int64) {
+	for _, s := range in.open {
+		if s.left == 0 { // its process may have given way on the board
+			s.process.set(in, at, s.netns, 0)
+		}
+	}
+	in.every.level.set(at, 0)
+	for k, p := range in.report.places.rows {
+		if k.input == in.number {
+			p.level.set(at, 0)
+		}
+	}
 	for _, k := range in.report.processes.keys {
 		if p := in.report.processes.rows[k]; k.input == in.number {
 			for netns := range p.held {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // record is a record of any type, docs/schema.md. What is null or absent is zero, and a
@@ -110,7 +111,7 @@ func (r *record) decode(line []byte) error {
 		return errors.New("it has no type")
 	}
 	var err error
-	r.at, err = stamp(r.Time)
+	r.at, err = stamp(clip(r.Time, maxName))
 	return err
 }
 
@@ -133,7 +134,9 @@ func (r *record) trim() {
 	for _, s := range []*string{&r.Container, &r.Pod, &r.Namespace, &r.ContainerName, &r.ID, &r.Exe, &r.Message, &r.Advice} {
 		*s = clip(*s, maxText)
 	}
-	r.Holders = r.Holders[:min(len(r.Holders), maxHolders)]
+	if len(r.Holders) > maxHolders {
+		r.Holders = slices.Clone(r.Holders[:maxHolders]) // the others would stay in memory
+	}
 	for i := range r.Holders {
 		h := &r.Holders[i]
 		h.Comm, h.Cookie = clip(h.Comm, maxName), clip(h.Cookie, maxName)

@@ -42,7 +42,12 @@ func (in *Input) transition(r *record) {
 	case s != nil && s.left == 0:
 		in.leave(s, r)
 	case r.Oldstate == "CLOSE_WAIT":
-		in.left(in.process(r), r)
+		p := in.process(r)
+		if in.strays > 0 { // it is one of these
+			in.strays--
+			p.set(in, r.at, r.Netns, p.held[r.Netns]-1)
+		}
+		in.left(p, r)
 	}
 	if s != nil && r.Newstate == "CLOSE" && in.counts["connection"] == 0 {
 		// No record of the connection is to be expected; should one come, it counts.
@@ -63,6 +68,7 @@ func (in *Input) enter(key string, r *record, since int64, least bool) {
 			in.open[key] = s
 		} else {
 			in.unfollowed++
+			in.strays++
 		}
 	}
 	if s.process != nil && s.left == 0 && s.run == in.run {
@@ -135,6 +141,9 @@ func (in *Input) release(s *socket, r *record) *process {
 func (in *Input) socket(r *record) {
 	if slices.Contains(states[:], r.State) {
 		in.found[r.State]++
+	}
+	if r.State == "TIME_WAIT" {
+		in.every.level.set(r.at, in.every.level.now+1)
 	}
 	key := r.key()
 	if r.State != "CLOSE_WAIT" {

@@ -72,6 +72,7 @@ func (in *Input) timeWait(r *record) {
 	default:
 		return
 	}
+	in.seesTimeWait = true
 	all := &in.every
 	all.level.set(r.at, max(all.level.now+step, 0))
 	if step > 0 {
