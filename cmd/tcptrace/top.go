@@ -57,7 +57,8 @@ func isTerminal(f *os.File) bool {
 // top traces, or replays, behind a screen. The tracker belongs to a goroutine that draws nothing
 // and waits for nobody who does.
 func top(ctx context.Context, e env, cfg *config) error {
-	if !isTerminal(e.stdout) {
+	was, err := unix.IoctlGetTermios(int(e.stdout.Fd()), unix.TCGETS)
+	if err != nil {
 		return usagef("top: stdout is no terminal to draw on; use tcptrace for records, or tcptrace snapshot for one look")
 	}
 	if t := os.Getenv("TERM"); t == "" || t == "dumb" {
@@ -87,13 +88,15 @@ func top(ctx context.Context, e env, cfg *config) error {
 			ended <- live(ctx, cfg, p, log)
 			return
 		}
+		ctx, cancel := cfg.bounded(ctx) // to look at the end is part of it
+		defer cancel()
 		err := replay(ctx, cfg, p, log)
 		if err == nil {
 			p.board.played(ctx, p)
 		}
 		ended <- err
 	}()
-	var err error
+	stuck := false
 	select {
 	case err = <-ended: // before there was anything to show
 	case <-p.board.first:
@@ -102,7 +105,12 @@ func top(ctx context.Context, e env, cfg *config) error {
 		select {
 		case err = <-ended: // --duration, a second thought of the kernel, SIGTERM
 			stop()
-			err = cmp.Or(err, <-drawn)
+			select {
+			case derr := <-drawn:
+				err = cmp.Or(err, derr)
+			case <-time.After(stuckAfter): // it takes not even what would restore it
+				stuck = true
+			}
 		case err = <-drawn:
 			stop()
 			err = cmp.Or(err, <-ended)
@@ -113,6 +121,10 @@ func top(ctx context.Context, e env, cfg *config) error {
 	}
 	if err == nil {
 		summarize(log, p)
+	}
+	if stuck {
+		_ = unix.IoctlSetTermios(int(e.stdout.Fd()), unix.TCSETS, was)
+		logs.drop()
 	}
 	return err
 }
@@ -257,6 +269,13 @@ func (b *backlog) last() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.newest
+}
+
+// drop forgets what was held: the terminal that it is for takes nothing.
+func (b *backlog) drop() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines = nil
 }
 
 // release writes what was held, and holds no more.
