@@ -44,7 +44,7 @@ func holders(f *aggregate.Finding) (line string) {
 	if line == "" {
 		return ""
 	}
-	if line = "Held by " + line[2:]; len(f.Holders) < f.Count {
+	if line = "Held by " + line[2:]; len(f.Holders) < f.Count || len(f.Holders) == aggregate.MaxFindingHolders {
 		line += ", and so on"
 	}
 	return line

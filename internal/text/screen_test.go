@@ -227,6 +227,13 @@ func TestAFindingSaysWhoHoldsItsSocketsAndWhatToDo(t *testing.T) {
 	if text := string(newEncoder(Screen{}).Finding(nil, f)); !strings.HasSuffix(text, "fd 4, and so on\n") {
 		t.Errorf("got %q, want it to say that there are more", text)
 	}
+	f.Count, f.Holders = 10, nil // each with two holders, of which there is no room for all
+	for i := range int32(aggregate.MaxFindingHolders) {
+		f.Holders = append(f.Holders, holder(7+uint32(i%2), "web", 4+i/2))
+	}
+	if text := string(newEncoder(Screen{}).Finding(nil, f)); !strings.HasSuffix(text, ", and so on\n") {
+		t.Errorf("got %q, want it to say that there are more", text)
+	}
 	f.Status = aggregate.Resolved
 	if text := string(newEncoder(Screen{}).Finding(nil, f)); strings.Count(text, "\n") != 1 {
 		t.Errorf("got %q, want one line of what is over", text)

@@ -72,8 +72,8 @@ type SocketHolder struct {
 	Cookie uint64
 }
 
-// maxFindingHolders bounds the holders of a finding.
-const maxFindingHolders = 16
+// MaxFindingHolders bounds the holders of a finding.
+const MaxFindingHolders = 16
 
 // A Finding is something that a person should act on. One with a Pid of 0 is
 // about sockets that no visible process holds, or about no process here.

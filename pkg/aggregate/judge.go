@@ -239,7 +239,7 @@ func (t *Tracker) count(f *finding, c *conn, v Verdict) {
 
 // addHolders adds the holders of c that are not in hs yet, as many as it may have.
 func (t *Tracker) addHolders(hs []SocketHolder, c *conn) []SocketHolder {
-	if len(hs) == maxFindingHolders {
+	if len(hs) == MaxFindingHolders {
 		return hs
 	}
 next:
@@ -250,7 +250,7 @@ next:
 				continue next
 			}
 		}
-		if hs = append(hs, h); len(hs) == maxFindingHolders {
+		if hs = append(hs, h); len(hs) == MaxFindingHolders {
 			break
 		}
 	}

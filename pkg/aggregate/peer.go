@@ -146,7 +146,7 @@ func (t *Tracker) peerEvidence(n uint32) *PeerEvidence {
 			continue
 		}
 		peers[t.procs.of(&m.peer.past)]++
-		if len(e.Pairs) < maxFindingHolders {
+		if len(e.Pairs) < MaxFindingHolders {
 			e.Pairs = append(e.Pairs, Pair{Cookie: m.cookie, Peer: m.peer.Cookie, Owner: t.procs.owner(&m.peer.past)})
 		}
 	}
