@@ -86,7 +86,11 @@ func row(mark string, cols []column, cells []string) string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		b.WriteString(cell(cells[i], c.w, c.right))
+		s := cells[i]
+		if c.right && len(s) > c.w {
+			s = strings.ReplaceAll(s, ",", "") // no digit is to be cut
+		}
+		b.WriteString(cell(s, c.w, c.right))
 	}
 	return strings.TrimRight(b.String(), " ")
 }
@@ -172,8 +176,10 @@ func age(d time.Duration, exact bool) string {
 		s = d.Truncate(time.Second).String()
 	case d < 100*time.Hour:
 		s = strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
-	default:
+	case d < 100*24*time.Hour:
 		s = strconv.Itoa(int(d/(24*time.Hour))) + "d" + strconv.Itoa(int(d%(24*time.Hour)/time.Hour)) + "h"
+	default:
+		s = strconv.Itoa(int(d/(24*time.Hour))) + "d"
 	}
 	if !exact {
 		s += "+"

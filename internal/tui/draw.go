@@ -31,28 +31,25 @@ func (m *model) draw(c *canvas, h int) {
 	m.drawHead(c)
 	switch {
 	case m.help && !c.plain:
-		m.drawText(c, h, drawHelp)
+		drawText(c, h, new(int), drawHelp)
 	case m.page() == overview:
 		m.drawOverview(c, h)
 	case m.page() == connections:
 		m.drawConnections(c, h)
 	case m.page() == connection:
-		m.drawText(c, h, m.drawConnection)
+		drawText(c, h, &m.scroll, m.drawConnection)
 	default:
-		m.drawText(c, h, m.drawFinding)
+		drawText(c, h, &m.scroll, m.drawFinding)
 	}
 }
 
 // drawText puts what may be longer than the screen from the line to which it was scrolled.
-func (m *model) drawText(c *canvas, h int, draw func(*canvas)) {
+func drawText(c *canvas, h int, scroll *int, draw func(*canvas)) {
 	text := canvas{w: c.w, plain: c.plain}
 	draw(&text)
 	left := max(h-len(c.lines), 0)
-	m.scroll = max(min(m.scroll, len(text.lines)-left), 0)
-	from := m.scroll
-	if c.plain {
-		from = 0
-	}
+	from := max(min(*scroll, len(text.lines)-left), 0)
+	*scroll = from
 	c.lines = append(c.lines, text.lines[from:min(from+left, len(text.lines))]...)
 }
 
@@ -77,8 +74,11 @@ func (m *model) drawHead(c *canvas) {
 	} else {
 		parts = append(parts, "0 lost")
 	}
-	if n := f.View.Counts.Evicted; n > 0 {
-		parts = append(parts, c.paint(alarm, number(n)+" not tracked"))
+	switch n := &f.View.Counts; {
+	case n.Evicted > 0:
+		parts = append(parts, c.paint(alarm, number(n.Evicted)+" not tracked"))
+	case n.NoPlace > 0:
+		parts = append(parts, c.paint(alarm, "some not tracked")) // how many, nobody has counted
 	}
 	parts = append(parts, m.now().Format("15:04:05"))
 	switch {
@@ -290,6 +290,9 @@ func (m *model) processSection(c *canvas) section {
 	if c.w >= 110 {
 		cols = fill(c.w, 12, append(cols, column{"CONTAINER", 0, false}))
 	}
+	if v.AllProcesses > len(v.Processes) {
+		cols[1].title += of(v.AllProcesses)
+	}
 	sorted := map[aggregate.Order]string{
 		aggregate.ByCloseWait: "CLOSE_WAIT", aggregate.ByOldest: "OLDEST", aggregate.ByGrowth: "+/MIN", aggregate.BySockets: "SOCKETS",
 	}[m.query.Processes]
@@ -301,13 +304,16 @@ func (m *model) processSection(c *canvas) section {
 			if r.Pid != 0 {
 				pid, comm = fmt.Sprint(r.Pid), name(r.Comm.Bytes())
 			}
-			growth := "-"
+			growth, timeWait := "-", "-"
+			if v.Traced {
+				timeWait = number(r.TimeWait)
+			}
 			if r.Measured {
 				growth = fmt.Sprintf("%+.0f", r.PerMinute)
 			}
 			line := row(mark, cols, []string{
 				pid, comm, orDash(r.CloseWait), orDash(r.Dead), age(r.Oldest, r.Exact), growth, verdict(r.Verdict), number(r.Sockets),
-				number(r.TimeWait), container(&r.Container),
+				timeWait, container(&r.Container),
 			}[:len(cols)])
 			switch {
 			case r.Verdict != aggregate.VerdictNone:
@@ -319,6 +325,9 @@ func (m *model) processSection(c *canvas) section {
 		},
 	}
 }
+
+// of says in the head of a list that it has not all rows.
+func of(all int) string { return " (of " + number(all) + ")" }
 
 func (m *model) butFiltered() string {
 	if m.query.Find == "" {
@@ -347,6 +356,9 @@ func (m *model) destinationSection(c *canvas) section {
 		cols = append(cols, column{"FROM", 39, false})
 	}
 	cols = fill(c.w, 21, cols)
+	if v.AllDestinations > len(v.Destinations) {
+		cols[0].title += of(v.AllDestinations)
+	}
 	sorted := map[aggregate.Order]string{
 		aggregate.ByTimeWait: "TIME_WAIT", aggregate.ByPortsLeft: "PORTS LEFT", aggregate.ByLive: "LIVE",
 	}[m.query.Destinations]
@@ -358,7 +370,10 @@ func (m *model) destinationSection(c *canvas) section {
 		head: titles(cols, sorted), n: len(v.Destinations), tall: 1, none: none,
 		draw: func(i int, mark string) []string {
 			r := &v.Destinations[i]
-			left, of, live, from := "-", "-", "-", "-"
+			timeWait, left, of, live, from := "-", "-", "-", "-", "-"
+			if v.Traced {
+				timeWait = number(r.TimeWait)
+			}
 			if r.Ports > 0 {
 				left, of = number(r.Left), number(r.Ports)
 				if r.AtLeast {
@@ -368,7 +383,7 @@ func (m *model) destinationSection(c *canvas) section {
 			if !r.Ours {
 				live, from = number(r.Live), r.Near.Netip().String()
 			}
-			line := row(mark, cols, []string{destination(r), number(r.TimeWait), live, left, of, from}[:len(cols)])
+			line := row(mark, cols, []string{destination(r), timeWait, live, left, of, from}[:len(cols)])
 			switch {
 			case r.Ports > 0 && r.Left*10 < r.Ports:
 				line = c.paint(alarm, line)

@@ -24,7 +24,8 @@ func (m *model) freeze() tea.Cmd {
 	at := m.now()
 	c := canvas{w: max(m.w, frozenWidth), plain: true}
 	c.put("tcptrace top, " + at.UTC().Format(time.RFC3339))
-	m.draw(&c, 1<<20)
+	frozen := *m // where there is room for all nothing is scrolled: the screen is to stay where it is
+	frozen.draw(&c, 1<<20)
 	content := strings.Join(c.lines, "\n") + "\n"
 	return func() tea.Msg {
 		path, err := write(at, content)

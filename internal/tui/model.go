@@ -126,12 +126,8 @@ func (m *model) show(f *Frame) {
 		m.sections[i].follow(m.keys(i))
 	}
 	m.conns.follow(m.connKeys())
-	if m.about != nil {
-		for i := range f.View.Findings { // of one that is over, the last is kept
-			if f.View.Findings[i].ID == m.about.ID {
-				m.about = &f.View.Findings[i]
-			}
-		}
+	if m.about != nil && f.View.Finding != nil && f.View.Finding.ID == m.about.ID {
+		m.about = f.View.Finding // of one that is over, the last is kept
 	}
 }
 
@@ -391,6 +387,7 @@ func (m *model) open() {
 		m.list(v.Destinations[at].Scope, destination(&v.Destinations[at]))
 	case m.focus == findings && at < len(m.findings()):
 		m.about = m.findings()[at]
+		m.query.Finding = m.about.ID
 		m.enter(finding)
 	}
 }
@@ -417,7 +414,7 @@ func (m *model) back() {
 		case connection:
 			m.query.Conn, m.conn = aggregate.ConnID{}, nil
 		case finding:
-			m.about = nil
+			m.query.Finding, m.about = "", nil
 		}
 		m.pages, m.scroll = m.pages[:len(m.pages)-1], 0
 		m.feed.ask(m.query)

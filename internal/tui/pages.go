@@ -2,7 +2,6 @@ package tui
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -173,7 +172,7 @@ func (m *model) drawTimeLine(c *canvas, v *aggregate.ConnView) {
 	if v.Start != 0 {
 		head += ", from " + m.at(v.Start).Format("15:04:05.000000")
 	} else {
-		head += ": it was there before tracing began"
+		head += ": its beginning was not seen"
 	}
 	c.put(c.paint(bold, head))
 	w := max(c.w-34, 0)
@@ -201,7 +200,11 @@ func (m *model) drawTimeLine(c *canvas, v *aggregate.ConnView) {
 }
 
 func (m *model) drawHolders(c *canvas, v *aggregate.ConnView) {
-	c.put(c.paint(bold, "Holders"))
+	head := "Holders"
+	if v.HeldAt != 0 && !v.Mini {
+		head += ", as of " + m.at(v.HeldAt).Format("15:04:05")
+	}
+	c.put(c.paint(bold, head))
 	switch {
 	case v.Mini:
 		c.put("  None: the kernel alone has it.")
@@ -237,7 +240,7 @@ func (m *model) drawFinding(c *canvas) {
 	}
 	field("sockets", number(f.Count))
 	field("as of", m.at(f.Ktime).Format("15:04:05"))
-	if !slices.ContainsFunc(m.findings(), func(is *aggregate.Finding) bool { return is.ID == f.ID }) {
+	if v := m.frame.View; f.Kind != aggregate.NeverClosed && v.Query.Finding == f.ID && v.Finding == nil {
 		field("now", c.paint(calm, "it is over"))
 	}
 	if len(f.Holders) > 0 {

@@ -401,6 +401,77 @@ func TestAFindingIsShownWholeAndSaysWhenItIsOver(t *testing.T) {
 	line(t, lines, "web[7] fd 4")
 }
 
+// What the list does not have, for a filter's sake, is open all the same.
+func TestAFindingThatTheFilterKeepsOutIsNotOver(t *testing.T) {
+	w := newWorld(t)
+	w.leak("web")
+	w.press("/", "k", "e", "e", "p", "s", " ", "3", "enter", "3", "enter")
+	line(t, w.screen(80, 24), "web[7] keeps 3")
+	w.leaves(7, "web")
+	w.pass(15 * time.Second)
+	w.scans(7, 7, 7, 9, 7)
+	w.looks()
+	lines := w.screen(80, 24)
+	line(t, lines, "web[7] keeps 4")
+	if strings.Contains(strings.Join(lines, "\n"), "it is over") {
+		t.Errorf("four are kept, and it says that it is over:\n%s", strings.Join(lines, "\n"))
+	}
+}
+
+func TestFreezeAndHelpLeaveThePageWhereItIs(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, keys := range [][]string{{"3", "enter", "down", "down"}, {"down", "down", "down", "down", "up"}} {
+		w := newWorld(t)
+		w.leak("web")
+		for pid := range uint32(20) {
+			w.leaves(100+pid, "other")
+		}
+		w.screen(80, 12)
+		w.press(keys...)
+		before := w.screen(80, 12)
+		w.m.Update(w.press("f")())
+		w.m.note = ""
+		if after := w.screen(80, 12); !slices.Equal(before, after) {
+			t.Errorf("%q, f: it went from\n%s\nto\n%s", keys, strings.Join(before, "\n"), strings.Join(after, "\n"))
+		}
+		w.press("?")
+		line(t, w.screen(80, 12), "Up Down PgUp")
+		w.press("x")
+		if after := w.screen(80, 12); !slices.Equal(before, after) {
+			t.Errorf("%q, ?: it went from\n%s\nto\n%s", keys, strings.Join(before, "\n"), strings.Join(after, "\n"))
+		}
+	}
+}
+
+func TestNoDigitIsCut(t *testing.T) {
+	cols := []column{{"DEAD", 5, true}, {"SOCKETS", 8, true}, {"OLDEST", 7, true}}
+	got := row(" ", cols, []string{number(12_345), number(1_000_000), age(400*24*time.Hour+23*time.Hour, false)})
+	if want := " 12345  1000000   400d+"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Without TIME_WAIT, how many there are is not 0 but not known; nor which ports are free.
+func TestWhatIsNotTracedIsNotZero(t *testing.T) {
+	w := newWorld(t)
+	v := *w.tr.View(&aggregate.Query{})
+	v.Traced = false
+	v.Processes = []aggregate.ProcessRow{{Pid: 7, Comm: events.MakeComm("web"), Oldest: aggregate.Unknown, Sockets: 3}}
+	v.Destinations = []aggregate.DestinationRow{{Near: addr("192.0.2.1"), Far: addr("192.0.2.99"), Port: 443, Live: 9}}
+	v.AllProcesses = 1234
+	w.m.show(&Frame{View: &v})
+	lines := w.screen(100, 24)
+	if got := under(line(t, lines, "PID", "COMM (of 1,234)"), line(t, lines, ">7 ", "web"), " TIME_WAIT"); got != "-" {
+		t.Errorf("TIME_WAIT of web: got %q, want -", got)
+	}
+	head, dest := line(t, lines, "TIME_WAIT TO"), line(t, lines, "192.0.2.99:443")
+	for title, want := range map[string]string{"TIME_WAIT▾": "-", "LIVE": "9", "PORTS LEFT": "-", "OF": "-"} {
+		if got := under(head, dest, title); got != want {
+			t.Errorf("%s: got %q, want %q", title, got, want)
+		}
+	}
+}
+
 func TestTypingFilters(t *testing.T) {
 	w := newWorld(t)
 	w.leak("web")
@@ -547,6 +618,16 @@ func TestAReplayThatIsOverSaysSo(t *testing.T) {
 	w.frame.Replay, w.frame.Played, w.frame.Lost = "a\x1b.rec", true, 12
 	w.looks()
 	line(t, w.screen(100, 24), `end of a\x1b.rec`, "12 lost")
+}
+
+// A connection of which nothing but its last state was seen may have begun at any time.
+func TestATimeLineClaimsNoBeginningThatWasNotSeen(t *testing.T) {
+	w := newWorld(t)
+	ev := w.event(1, events.Transition, events.Established, events.CloseWait, events.HasSocket|events.Done, 0, "")
+	w.tr.Observe(&ev)
+	w.looks()
+	w.press("enter", "enter")
+	line(t, w.screen(80, 24), "Time line: its beginning was not seen")
 }
 
 func TestAnAgeIsCutAndSaysWhenItIsABound(t *testing.T) {

@@ -14,8 +14,8 @@ type Census struct {
 	CloseWait map[Program]Waits            // States[CloseWait], by who is to close them; in an accept queue, whose that is
 	Findings  [numKinds][numSeverities]int // that are open
 	// Ports is the share of the ephemeral ports that is taken to the one destination to which most
-	// are, TIME_WAIT included; negative if it is not known how many there are. Whose the
-	// connections are makes no difference.
+	// are, TIME_WAIT included; negative if that is not known. Whose the connections are makes no
+	// difference; so with a filter that hides those of others it is not known.
 	Ports float64
 }
 
@@ -81,6 +81,9 @@ func (t *Tracker) Census() Census {
 
 // portsTaken is Census.Ports.
 func (t *Tracker) portsTaken() float64 {
+	if t.filter.hidesPorts() || !t.seesMinis {
+		return -1 // others may have more
+	}
 	most, unknown := 0.0, false
 	for i, g := range t.groups.all() {
 		k := t.groups.key(i)

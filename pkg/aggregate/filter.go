@@ -36,6 +36,10 @@ func (f *Filter) narrows() bool {
 	return f.ByProcess() || len(f.Lports)+len(f.Rports)+len(f.Remotes) > 0 || f.Family != 0
 }
 
+// hidesPorts reports whether f keeps from us who else has ports to where those go that it lets
+// through: the kernel side turns them away.
+func (f *Filter) hidesPorts() bool { return len(f.Pids)+len(f.Lports) > 0 }
+
 // verdict is what a filter says of a socket: undecided as long as what it asks
 // about is not known.
 type verdict uint8

@@ -38,6 +38,17 @@ func (g *growth) sample(ktime uint64, held int) {
 	g.n++
 }
 
+// forget drops the samples from before ktime.
+func (g *growth) forget(ktime uint64) {
+	old := 0
+	for old < g.n && g.at[old] < ktime {
+		old++
+	}
+	copy(g.at[:], g.at[old:g.n])
+	copy(g.held[:], g.held[old:g.n])
+	g.n -= old
+}
+
 // perMinute is false as long as there is too little to tell.
 func (g *growth) perMinute() (float64, bool) {
 	if g.n == 0 || g.at[g.n-1]-g.at[0] < uint64(5*time.Second) {

@@ -254,15 +254,20 @@ func (t *Tracker) emitSocket(i uint32) {
 		Verdict: t.verdictOf(c), Container: t.container(&c.past),
 	}
 	t.procs.write(&s.Ends, &c.ends, &c.past)
-	// The last segment with an ACK came in this state: it brought the socket
-	// there, or came later. In the other states nothing says so.
-	switch c.state {
-	case events.Established, events.CloseWait, events.FinWait2, events.Closing, events.Close:
-		if c.since < c.asOf {
-			s.Age = time.Duration(c.asOf - c.since)
-		}
+	if dated(c.state) && c.since < c.asOf {
+		s.Age = time.Duration(c.asOf - c.since)
 	}
 	if !t.out.Socket(&s) {
 		c.shed()
 	}
+}
+
+// dated reports whether the last segment with an ACK came in this state: it brought the socket
+// there, or came later. In the other states nothing says so.
+func dated(st events.State) bool {
+	switch st {
+	case events.Established, events.CloseWait, events.FinWait2, events.Closing, events.Close:
+		return true
+	}
+	return false
 }

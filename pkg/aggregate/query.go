@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/tcptrace/tcptrace/pkg/events"
 )
@@ -51,6 +52,7 @@ type Query struct {
 	FindIn      string
 	Connections Order
 	Conn        ConnID // the one to show; the zero one for none
+	Finding     string // the ID of the one to show; "" for none
 }
 
 // best collects the first rows by an order, whatever the number of all.
@@ -119,10 +121,15 @@ func (q *Query) orderConns(a, b ConnRow) int {
 type finder struct{ want, text []byte }
 
 func (f *finder) found() bool {
+	ascii := true
 	for i, c := range f.text {
 		if 'A' <= c && c <= 'Z' {
 			f.text[i] = c + 'a' - 'A'
 		}
+		ascii = ascii && c < utf8.RuneSelf
+	}
+	if !ascii {
+		return bytes.Contains(bytes.ToLower(f.text), f.want)
 	}
 	return bytes.Contains(f.text, f.want)
 }

@@ -47,6 +47,7 @@ type View struct {
 
 	Findings        []Finding // that are open and were told, the most severe first; without Evidence
 	AllFindings     int       // rows that there would be without a limit; likewise below
+	Finding         *Finding  // Query.Finding, whatever is in the list; nil if it is not open (any more)
 	Processes       []ProcessRow
 	AllProcesses    int
 	Destinations    []DestinationRow
@@ -83,7 +84,7 @@ type DestinationRow struct {
 	Ours      bool
 	TimeWait  int
 	Live      int
-	Ports     int  // that there are for connections to it; 0: not known, or Ours
+	Ports     int  // that there are for connections to it; 0: not known who has them, or Ours
 	Left      int  // of these, that connect() may have
 	AtLeast   bool // Left is a lower bound: those in TIME_WAIT may be taken again
 }
@@ -93,7 +94,7 @@ type ConnRow struct {
 	Ends
 	ID      ConnID
 	State   events.State
-	Age     time.Duration // in State; or Unknown
+	Age     time.Duration // in State; of a minisocket it may be Unknown
 	Exact   bool          // Age is not a lower bound
 	Verdict Verdict
 	Mini    bool // nobody holds it: in TIME_WAIT, or FIN_WAIT2 without a process
@@ -131,6 +132,9 @@ type processGrowth struct {
 	pid uint32
 }
 
+// Growth is that of the last half a minute: of longer ago than this nothing is kept.
+const growthOver = uint64(32 * time.Second)
+
 // Who holds the connection that is shown is looked for again after this time.
 const lookForHoldersAfter = uint64(5 * time.Second)
 
@@ -148,6 +152,7 @@ func (t *Tracker) View(q *Query) *View {
 	procs := make([]ProcessRow, len(t.procs.all))
 	conns := best[ConnRow]{order: q.orderConns}
 	find := finder{want: []byte(q.FindIn)}
+	live := map[uint32]int{} // by group, of those that the filter lets through; without one by process that is all
 	lists, shows := q.Scope.kind != noScope, q.Conn != (ConnID{})
 	for i, c := range t.table.all() {
 		if c.verdict != yes || c.state == events.Close && c.suspect == notSuspect {
@@ -168,6 +173,9 @@ func (t *Tracker) View(q *Query) *View {
 			if age := time.Duration(t.now - min(ktime, t.now)); r.CloseWait+r.Dead == 1 || age > r.Oldest {
 				r.Oldest, r.Exact = age, exact
 			}
+		}
+		if c.ports != 0 && t.filter.ByProcess() {
+			live[c.ports]++
 		}
 		if lists && t.inScope(&q.Scope, proc, &c.ends, c.role) {
 			if row := t.connRow(c); find.conn(&row) {
@@ -206,7 +214,7 @@ func (t *Tracker) View(q *Query) *View {
 	v.Connections, v.AllConnections = conns.cut(), conns.all
 	t.viewFindings(v)
 	t.viewProcesses(v, procs)
-	t.viewDestinations(v, byGroup, byKey)
+	t.viewDestinations(v, live, byGroup, byKey)
 	return v
 }
 
@@ -226,6 +234,10 @@ func (t *Tracker) viewFindings(v *View) {
 			r = t.record(f)
 		}
 		r.Severity, r.Holders, r.Evidence = f.severity, slices.Clone(r.Holders), Evidence{} // the tracker's own
+		if r.ID == v.Query.Finding {
+			shown := r
+			v.Finding = &shown
+		}
 		if find.finding(&r) {
 			rows.add(r)
 		}
@@ -254,6 +266,7 @@ func (t *Tracker) viewProcesses(v *View, counted []ProcessRow) {
 			if g == nil || g.pid != q.pid {
 				g = &processGrowth{pid: q.pid}
 			}
+			g.forget(t.now - min(growthOver, t.now))
 			g.sample(t.now, r.CloseWait)
 			growing[proc] = g
 			r.PerMinute, r.Measured = g.perMinute()
@@ -273,7 +286,7 @@ func (t *Tracker) viewProcesses(v *View, counted []ProcessRow) {
 
 // viewDestinations makes the rows of destinations of those in TIME_WAIT, by port group or,
 // where they are in none, by where they went; and of those whose ports are getting few.
-func (t *Tracker) viewDestinations(v *View, byGroup map[uint32]int, byKey map[portKey]int) {
+func (t *Tracker) viewDestinations(v *View, live, byGroup map[uint32]int, byKey map[portKey]int) {
 	rows := best[DestinationRow]{order: v.Query.orderDestinations}
 	find := finder{want: []byte(v.Query.Find)}
 	add := func(r DestinationRow, k portKey) {
@@ -292,7 +305,10 @@ func (t *Tracker) viewDestinations(v *View, byGroup map[uint32]int, byKey map[po
 		}
 		n := t.net(k.netns)
 		r := DestinationRow{TimeWait: timeWait, Live: int(g.live)}
-		if n.known {
+		if t.filter.ByProcess() {
+			r.Live = live[i]
+		}
+		if n.known && t.seesMinis && !t.filter.hidesPorts() {
 			r.Ports = n.ports()
 			r.Left = max(r.Ports-t.used(k, g), 0)
 			r.AtLeast = g.rate == 0 && n.reuses(&k.near, &k.far)
@@ -322,12 +338,17 @@ func (t *Tracker) inScope(s *Scope, proc uint32, e *ends, role Role) bool {
 }
 
 func (t *Tracker) connRow(c *conn) ConnRow {
-	r := ConnRow{ID: ConnID{c.ends}, State: c.state, Age: Unknown, Exact: c.exact}
-	t.procs.write(&r.Ends, &c.ends, &c.past)
-	if c.exact || c.since < c.asOf {
-		r.Age = time.Duration(t.now - min(c.since, t.now))
+	since := c.since
+	if !c.exact && !dated(c.state) {
+		since = max(since, c.asOf)
 	}
-	if c.finding != noFinding && c.suspect == late {
+	r := ConnRow{ID: ConnID{c.ends}, State: c.state, Age: time.Duration(t.now - min(since, t.now)), Exact: c.exact}
+	t.procs.write(&r.Ends, &c.ends, &c.past)
+	switch {
+	case c.finding == noFinding || c.suspect != late:
+	case c.kernel && c.source == SourceListener:
+		r.Verdict = NotAccepted // which verdictOf can tell while a scan is under way
+	default:
 		r.Verdict = t.verdictOf(c)
 	}
 	return r

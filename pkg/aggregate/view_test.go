@@ -222,6 +222,140 @@ func TestADestinationHasThePortsThatAreLeft(t *testing.T) {
 	}
 }
 
+// When a socket was last heard of says nothing of when it came into a state that its own process
+// brings about; that it has been in it since it was found does.
+func TestAnAgeIsOfTheState(t *testing.T) {
+	s := &story{t: t, ms: 1000}
+	s.tr = NewTracker(s, &Filter{}, 1000, thresholds(time.Minute))
+	s.scan(bare(nth(0), "LA", quiet(400)), bare(nth(1), "F1", quiet(400)), bare(nth(2), "E", quiet(400)), bare(nth(3), "F2"))
+	s.pass(2000)
+	s.tick()
+	want := map[uint16]time.Duration{40000: 2 * time.Second, 40001: 2 * time.Second, 40002: 2400 * time.Millisecond, 40003: 2 * time.Second}
+	rows := s.tr.View(&Query{Scope: s.tr.View(&Query{}).Processes[0].Scope}).Connections
+	for _, r := range rows {
+		if r.Age != want[r.Rport] || r.Exact {
+			t.Errorf("in %s: got %v, exact: %v; want at least %v", r.State, r.Age, r.Exact, want[r.Rport])
+		}
+	}
+	if len(rows) != len(want) {
+		t.Errorf("got %d connections, want %d", len(rows), len(want))
+	}
+}
+
+// In a replay, and where a view takes long, there may be an hour between two.
+func TestGrowthOfLongAgoIsNotThatOfNow(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.leave(nth(0), 1, "srv")
+	s.tick()
+	s.tr.View(&Query{})
+	for i := 1; i <= 60; i++ {
+		s.leave(nth(i), 1, "srv")
+	}
+	s.pass(3600e3)
+	s.tick()
+	if got := processRow(t, s.tr.View(&Query{}), 1); got.Measured {
+		t.Errorf("60 came an hour ago: got %v a minute now, want that it is not known", got.PerMinute)
+	}
+}
+
+// What the filter, or the length of the list, keeps out of it is open all the same.
+func TestTheFindingThatIsShownIsThereWhateverTheListHas(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.leave(nth(0), 1, "srv")
+	s.pass(minute)
+	s.scan(holds(nth(0), "CW", 1, "srv", 4))
+	id := s.tr.View(&Query{}).Findings[0].ID
+	v := s.tr.View(&Query{Find: "other", Finding: id})
+	if len(v.Findings) != 0 || v.Finding == nil || v.Finding.ID != id || v.Finding.Count != 1 {
+		t.Errorf("got findings %+v, and %+v; want none in the list, and that of srv", v.Findings, v.Finding)
+	}
+	s.closes(nth(0), 1, "srv")
+	s.tick()
+	if v := s.tr.View(&Query{Finding: id}); v.Finding != nil {
+		t.Errorf("it is over: got %+v", v.Finding)
+	}
+}
+
+// What cannot be known where not all is traced is not made up; nor are others' connections counted.
+func TestPortsThatOthersMayHaveAreNotSaidToBeLeft(t *testing.T) {
+	to := func(n int) sock {
+		k := client
+		k.addr, k.cookie, k.lport = client.addr+uint64(n), client.cookie+uint64(n), client.lport+uint16(n)
+		return k
+	}
+	for _, tt := range []struct {
+		name        string
+		filter      Filter
+		live, ports int
+	}{
+		{"all", Filter{}, 2, 10},
+		{"by name: all are traced, and one is asked for", Filter{Comms: []events.Comm{events.MakeComm("cli")}}, 1, 10},
+		{"by PID: the kernel side turns others away", pids(2), 1, 0},
+		{"by our port: likewise", Filter{Lports: []uint16{40000, 40001, 40002}}, 2, 0},
+	} {
+		s := newMiniStory(t, tt.filter)
+		s.tr.Network(&events.Network{Netns: 1, PortLow: 40000, PortHigh: 40009})
+		s.waits(to(0))
+		s.steps(to(1), "C>SS SS>E", by(2, "cli"))
+		s.steps(to(2), "C>SS SS>E", by(3, "other"))
+		s.tick()
+		got := s.tr.View(&Query{}).Destinations
+		if len(got) != 1 || got[0].TimeWait != 1 || got[0].Live != tt.live || got[0].Ports != tt.ports {
+			t.Errorf("%s: got %+v, want 1 in TIME_WAIT, %d live, of %d ports", tt.name, got, tt.live, tt.ports)
+			continue
+		}
+		if n := s.tr.View(&Query{Scope: got[0].Scope}).AllConnections; n != tt.live+1 {
+			t.Errorf("%s: got %d connections to it, want %d", tt.name, n, tt.live+1)
+		}
+	}
+}
+
+// Without TIME_WAIT, nobody knows which ports are in it.
+func TestPortsInATimeWaitThatIsNotTracedAreNotLeft(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.tr.Network(&events.Network{Netns: 1, PortLow: 40000, PortHigh: 40009})
+	for n := range 4 {
+		k := client
+		k.addr, k.cookie, k.lport = client.addr+uint64(n), client.cookie+uint64(n), client.lport+uint16(n)
+		s.steps(k, "C>SS SS>E", by(2, "cli"))
+	}
+	s.tick()
+	v := s.tr.View(&Query{})
+	if v.Traced || len(v.Destinations) != 1 || v.Destinations[0].Live != 4 || v.Destinations[0].Ports != 0 {
+		t.Errorf("traced: %v, got %+v; want 4 live, and nothing about ports", v.Traced, v.Destinations)
+	}
+}
+
+func TestAFilterFindsWhatIsTypedWhateverItsCase(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.leave(nth(0), 1, "ÄPFEL-Web")
+	s.tick()
+	for find, want := range map[string]int{"äpfel-web[1]": 1, "web": 1, "öpfel": 0} {
+		if v := s.tr.View(&Query{Find: find}); len(v.Processes) != want {
+			t.Errorf("%q finds %d processes, want %d", find, len(v.Processes), want)
+		}
+	}
+}
+
+// An MPTCP listener has the kernel's own sockets in its queue; the list says of them what the finding says.
+func TestTheVerdictOfAConnectionIsThatOfItsFinding(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.step(listen, "C>L", by(1, "srv"))
+	s.wait(server)
+	s.pass(minute)
+	s.scan(holds(listen, "L", 1, "srv", 3), bare(server, "CW", unaccepted, kernels))
+	v := s.tr.View(&Query{})
+	row := processRow(t, v, 1)
+	if row.Verdict != NotAccepted {
+		t.Fatalf("got %+v, want not_accepted", row)
+	}
+	for _, c := range s.tr.View(&Query{Scope: row.Scope}).Connections {
+		if want := map[events.State]Verdict{events.CloseWait: NotAccepted}[c.State]; c.Verdict != want {
+			t.Errorf("in %s: got verdict %q, want %q", c.State, c.Verdict, want)
+		}
+	}
+}
+
 // The first by whatever order, and not the first that came.
 func TestALongListHasItsFirstRows(t *testing.T) {
 	s := newStory(t, Filter{})
