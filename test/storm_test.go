@@ -191,6 +191,7 @@ func TestStartingInTheMiddleOfAStormMissesNothingFromThenOn(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+		defer func() { _ = cmd.Process.Kill() }() // or it would storm on beside the next tests
 		tr := startTracer(t, "--netns", fmt.Sprint(ns.inode), "--events", "stats")
 		time.Sleep(time.Second)
 		if err := cmd.Process.Kill(); err != nil {
