@@ -397,13 +397,11 @@ func TestTheBooksBalance(t *testing.T) {
 	}
 }
 
-// A replay has all the time in the world: however slowly stdout is read, and
-// wherever its buffers end, every record of it is printed.
-func TestAReplayToASlowReaderShedsNothing(t *testing.T) {
-	guard(t)
-	const connections = 5_000
-	file := record(t, func(w *recording.Writer) error {
-		for n := range uint64(connections) {
+// recordOf is a recording of so many connections, one after the other.
+func recordOf(t *testing.T, connections uint64) []byte {
+	t.Helper()
+	return record(t, func(w *recording.Writer) error {
+		for n := range connections {
 			for _, raw := range client(n + 1).activeClose() {
 				if err := w.Event(raw); err != nil {
 					return err
@@ -412,6 +410,14 @@ func TestAReplayToASlowReaderShedsNothing(t *testing.T) {
 		}
 		return w.Books(events.Books{Seen: 5 * connections})
 	})
+}
+
+// A replay has all the time in the world: however slowly stdout is read, and
+// wherever its buffers end, every record of it is printed.
+func TestAReplayToASlowReaderShedsNothing(t *testing.T) {
+	guard(t)
+	const connections = 5_000
+	file := recordOf(t, connections)
 	name := filepath.Join(t.TempDir(), "long.rec")
 	check(t, os.WriteFile(name, file, 0o600))
 	r, w := pipe(t)
