@@ -187,6 +187,10 @@ struct inet_connection_sock {
 	__u32 icsk_user_timeout;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 rcv_nxt;
@@ -199,6 +203,7 @@ struct tcp_sock {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u64 bytes_received;
+	struct list_head tsorted_sent_queue; /* since 4.15 */
 	int linger2;
 	__u8 repair : 1;
 };

@@ -13,7 +13,6 @@
  *
  * The programs that trace:
  *   set_state, set_state_nested  the transitions; see set_state_nested for why two
- *   listener_clones              whose child a socket is, on an old kernel
  *   destroy_sock                 a socket's memory is released
  *   accept_exit, accept_syscall  who accepted; the agent attaches one of them
  *   process_fork                 who is whose child
@@ -56,11 +55,10 @@ const volatile __u32 self_pid;        /* the agent's, in its own PID namespace *
 const volatile __u64 jiffy_ns;        /* one jiffy */
 const volatile bool may_probe;        /* bpf_probe_read_{kernel,user} are allowed */
 const volatile bool has_cookies;      /* bpf_get_socket_cookie, since 5.12 */
-const volatile bool has_storage;      /* bpf_sk_storage_get, since 5.11 */
 const volatile bool has_task;         /* bpf_get_current_task_btf, since 5.11 */
 const volatile bool has_numbers;      /* pid.numbers is declared with its length open, since 6.6 */
 const volatile __u64 wakeup_bytes;    /* unread bytes from which the reader is woken */
-const volatile bool filter_pids;      /* by notes and asked; needs has_cookies, has_storage, has_task */
+const volatile bool filter_pids;      /* by notes and asked; needs has_cookies, has_task and bpf_sk_storage_get (5.11) */
 const volatile bool filter_follow;
 const volatile __u32 filter_netns;    /* 0: all */
 const volatile __u16 filter_family;   /* 0: both */
@@ -108,15 +106,12 @@ struct {
 	__type(value, struct last);
 } last_seen SEC(".maps");
 
-/* What is noted on a socket. The kernel clones it into every child of a listener (F_CLONE),
- * which is how a child that nobody has accepted yet is tied to its listener:
- * the address does not tell listeners that share a port apart. Under filter_pids,
- * a socket that has a note is one that a process asked for has or had, or the child of
- * one; all others are turned away. Written at CLOSE -> LISTEN, by wants() and by dump,
- * freed by the kernel with the socket. */
+/* What is noted on a socket, under filter_pids only: one that a process asked for has or
+ * had, or the child of such a listener, to which the kernel clones the note (F_CLONE). All
+ * other sockets are turned away. Written by wants() and by dump, freed by the kernel with
+ * the socket. */
 struct note {
-	__u64 listener; /* on a listener: what its children name it by */
-	__u8 told;      /* filter_pids: the agent has been told of the socket */
+	__u8 told; /* the agent has been told of the socket */
 };
 
 struct {
@@ -441,7 +436,8 @@ struct {
 
 /* What a process asked for has had since before it was traced, and what leads to sockets
  * that no note could be put on: the address of an MPTCP socket's first subflow, which
- * helpers do not take from dump_files; and port_key() of a listener, for its accept queue.
+ * helpers do not take from dump_files, so that of a listener its children inherit none; and
+ * port_key() of a listener, for its accept queue.
  * Written by dump_files, read by dump_tcp and wants. The oldest make room. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -450,20 +446,17 @@ struct {
 	__type(value, __u8);
 } held SEC(".maps");
 
-enum {
-	HELD = 1,
-	HELD_BY_MPTCP = 2, /* of a listener: no note was put on it, so its children inherit none */
-};
-
 /* Not to be mistaken for an address. */
 static __always_inline __u64 port_key(const struct sock_common *skc, bool probed)
 {
 	return (__u64)READ(skc, skc_net.net, ns.inum) << 16 | READ(skc, skc_num);
 }
 
-static __always_inline void hold(__u64 key, __u8 how)
+static __always_inline void hold(__u64 key)
 {
-	bpf_map_update_elem(&held, &key, &how, BPF_ANY);
+	__u8 held_by_someone = 1;
+
+	bpf_map_update_elem(&held, &key, &held_by_someone, BPF_ANY);
 }
 
 static __always_inline void expect_minisocket(const struct sock *sk)
@@ -495,6 +488,25 @@ static __always_inline bool may_become_minisocket(int state)
 	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING;
 }
 
+/* The listener of a child that is being announced, by its address; 0: not known. A child is
+ * a copy (sk_clone_lock), and announced before tcp_create_openreq_child() empties its lists.
+ * A listener's are empty, and the head of an empty list points to itself: so that of the
+ * copy points to the listener's. Unlike the address it is bound to, this tells listeners that
+ * share a port (SO_REUSEPORT) apart. */
+static __always_inline __u64 listener_of_child(const struct sock *sk, bool probed)
+{
+	const struct tcp_sock *tp = probed ? (const struct tcp_sock *)sk :
+					     (const struct tcp_sock *)bpf_skc_to_tcp_sock((void *)sk);
+	const struct list_head *head;
+
+	if (!tp)
+		return 0;
+	head = READ(tp, tsorted_sent_queue.next);
+	if (!head || head == &tp->tsorted_sent_queue || READ(head, next) != head)
+		return 0;
+	return (__u64)head - bpf_core_field_offset(tp->tsorted_sent_queue);
+}
+
 /* NULL is the answer for nearly all sockets, and costs one load. */
 static __always_inline struct note *note_of(const struct sock *sk)
 {
@@ -522,10 +534,9 @@ static __always_inline bool wants(const struct sock *sk, bool born, bool *taken)
 
 	if (!n) {
 		if (born) {
-			__u64 key = port_key(&sk->__sk_common, false);
-			__u8 *how = bpf_map_lookup_elem(&held, &key);
+			__u64 listener = listener_of_child(sk, false);
 
-			if (!how || *how != HELD_BY_MPTCP)
+			if (!bpf_map_lookup_elem(&held, &listener))
 				return false;
 		} else if (!sk->sk_lock.owned || !is_asked(bpf_get_current_task_btf())) {
 			return false;
@@ -614,42 +625,6 @@ static __always_inline void copy_owner(struct transition *e, int newstate)
 	}
 }
 
-/* Where sockets have no storage: the listener that is being cloned on this CPU.
- * Its child is announced before anything else can happen there. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} cloning SEC(".maps");
-
-SEC("fentry/inet_csk_clone_lock")
-int BPF_PROG(listener_clones, const struct sock *sk)
-{
-	__u32 zero = 0;
-	__u64 *l = bpf_map_lookup_elem(&cloning, &zero);
-
-	if (l)
-		*l = (__u64)sk;
-	return 0;
-}
-
-/* The listener of a child that is being announced: its cookie, or its address
- * where it has none or sockets have no storage; 0: not known. */
-static __always_inline __u64 listener_of_child(const struct sock *sk)
-{
-	__u32 zero = 0;
-	struct note *n;
-	__u64 *l;
-
-	if (has_storage) {
-		n = bpf_sk_storage_get(&notes, (void *)sk, 0, 0);
-		return n ? n->listener : 0;
-	}
-	l = bpf_map_lookup_elem(&cloning, &zero);
-	return l ? *l : 0;
-}
-
 /* The socket that a task is in connect() with, by its PID's low bits: two that
  * share a place at once hide each other. Written by emit, read by timer_ends. */
 struct connecting {
@@ -733,14 +708,8 @@ static __always_inline void emit(const struct sock *sk, int oldstate, int newsta
 	no_proc(&e->proc);
 	if (e->ev.flags & F_OWNED)
 		copy_owner(e, newstate);
-	if (newstate == TCP_LISTEN && has_storage && !probed) {
-		struct note *n = bpf_sk_storage_get(&notes, (void *)sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
-		if (n)
-			n->listener = e->ev.cookie ?: (__u64)sk;
-	}
 	if (born)
-		e->listener = listener_of_child(sk);
+		e->listener = listener_of_child(sk, probed);
 	/* How full the ring is does not change much from one to the next. */
 	bpf_ringbuf_submit(e, c && !(c->seen & 15) ? submit_flags() : BPF_RB_NO_WAKEUP);
 }
@@ -1606,12 +1575,10 @@ static __always_inline struct note *note_found(struct sock *sk, struct task_stru
 		return n;
 	n = make_note(sk);
 	state = sk->__sk_common.skc_state;
-	if (n && state == TCP_LISTEN) {
-		n->listener = bpf_get_socket_cookie(sk);
-		hold(port_key(&sk->__sk_common, false), HELD);
-	} else if (may_become_minisocket(state)) {
+	if (n && state == TCP_LISTEN)
+		hold(port_key(&sk->__sk_common, false));
+	else if (may_become_minisocket(state))
 		expect_minisocket(sk);
-	}
 	return n;
 }
 
@@ -1634,20 +1601,14 @@ static __always_inline void dump(struct seq_file *seq, struct sock *sk, struct t
 	if (!tp)
 		return;
 	cookie = has_cookies ? bpf_get_socket_cookie(sk) : sk->__sk_common.skc_cookie.counter;
-	if (sk->__sk_common.skc_state == TCP_LISTEN && has_storage) {
-		struct note *l = bpf_sk_storage_get(&notes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-
-		if (l)
-			l->listener = cookie ?: (__u64)sk;
-	}
 	write_row(seq, sk, tp, cookie, n, task, fd, false);
 }
 
 static __always_inline void hold_first_subflow(const struct sock *first, bool probed)
 {
-	hold((__u64)first, HELD);
+	hold((__u64)first);
 	if (READ(first, __sk_common.skc_state) == TCP_LISTEN)
-		hold(port_key(&first->__sk_common, probed), HELD_BY_MPTCP);
+		hold(port_key(&first->__sk_common, probed));
 }
 
 /* What a process has of an MPTCP connection is the outer socket, and what is traced

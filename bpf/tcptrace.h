@@ -65,7 +65,7 @@ struct transition {
 	__u8 more;     /* enum transition_more */
 	__u8 laddr[16];
 	__u8 raddr[16];
-	__u64 listener; /* LISTEN -> SYN_RECV: the listener's cookie */
+	__u64 listener; /* LISTEN -> SYN_RECV: the listener's skaddr */
 	__u32 err;      /* sk_err */
 	/* These, and MORE_LINGER2, are 0 but into CLOSE_WAIT, out of it, and into CLOSE. */
 	__u32 unread;   /* rcv_nxt - copied_seq, a received FIN included */

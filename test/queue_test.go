@@ -2,6 +2,9 @@ package livetest
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,5 +156,64 @@ func TestALingeringCloseIsNotCalledAShutdown(t *testing.T) {
 	}
 	if call := orNull(got[0].CloseCall); call != "null" && call != "close" {
 		t.Errorf("got close_call %s, want close or null", call)
+	}
+}
+
+// The address does not tell whose queue a connection is in where several listen on it. What
+// does is which of them are gone when one listens no more.
+func TestListenersThatShareAPortAreToldApart(t *testing.T) {
+	t.Parallel()
+	var before, after *agent
+	children := map[*agent][]*sock{}
+	_, runs := playComplete(t, func(s *scene) {
+		cli := s.agent("cli")
+		before, after = s.agent("before"), s.agent("after")
+		clear(children)
+		listen := func(a *agent, at string) *sock {
+			l := a.socket(at)
+			l.setOption(unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			l.bind(at)
+			a.must(request{Op: "listen", FD: l.fd, N: 512})
+			return l
+		}
+		first := listen(before, anyPort4)
+		s.trace()
+		listen(after, first.local.String())
+
+		var clients []*sock
+		for range 16 {
+			clients = append(clients, cli.dial(first))
+		}
+		s.await(func(records []record) bool {
+			return !slices.ContainsFunc(clients, func(c *sock) bool {
+				return len(storyOf(records, &sock{local: c.remote, remote: c.local})) < 2
+			})
+		})
+		first.close() // what was in its queue is gone when this returns
+		waiting := map[netip.AddrPort]bool{}
+		for _, l := range s.list() {
+			if l.local == first.local.String() && l.state == "ESTABLISHED" {
+				waiting[netip.MustParseAddrPort(l.remote)] = true
+			}
+		}
+		for _, c := range clients {
+			of := before
+			if waiting[c.local] {
+				of = after
+			}
+			children[of] = append(children[of], &sock{local: c.remote, remote: c.local})
+		}
+	})
+	for a, socks := range children {
+		for _, d := range socks {
+			story := storyOf(runs[0].records, d)
+			if got := path(story); !strings.HasPrefix(got, "L SR E") {
+				t.Errorf("path %q, want one that begins with L SR E", got)
+			}
+			wantOwner(t, story, "SYN_RECV", a, "listener", true)
+		}
+	}
+	if len(children[before]) == 0 || len(children[after]) == 0 {
+		t.Errorf("%d connections for one and %d for the other, want some for each", len(children[before]), len(children[after]))
 	}
 }

@@ -71,12 +71,9 @@ var facilities = []Facility{
 		Lost: "cookie is null, except for sockets that something else has asked about, ss -e for example; a socket is known by its address in memory",
 	},
 	{
-		Name: "listeners", What: "whose child a socket is that nobody has accepted",
-		Ways: []Way{
-			{Name: "sk_storage", Needs: "5.11"},
-			{Name: fentry, Needs: "trampolines", Loses: "nothing that is traced; of sockets from before the start the address tells, and not which of several processes that share it"},
-		},
-		Lost: "who lets a connection wait in its accept queue (not_accepted)",
+		Name: "pid_filter", What: "--pid: others' sockets are turned away in the kernel",
+		Ways: []Way{{Name: "sk_storage", Needs: "5.12; and before 6.2 bpf_probe_read_kernel: not under lockdown=confidentiality"}},
+		Lost: "nothing that is traced; with --pid the host and tcptrace pay for every socket, as without it",
 	},
 	{
 		Name: "descriptors", What: "who holds which socket",

@@ -34,6 +34,8 @@ type loader struct {
 	opts     ebpf.CollectionOptions
 	initial  bool    // we are in the initial PID namespace
 	byPid    bool    // a process is asked for: what it has nothing to do with need not leave the kernel
+	noNotes  error   // why sockets cannot be given notes that say whom they belong to; nil: they can
+	noFilter error   // why the last program that was tried filters by no process; nil: it can
 	tried    bool    // each helper
 	missing  []error // what came of it
 	mayProbe error   // why bpf_probe_read_kernel may not be called; nil: it may
@@ -76,7 +78,6 @@ var helpers = []helper{
 	{"tasks", tcptraceVarHasTask, "task_btf", tcptraceProgTryTask, probeRead, false},
 	{"pid_namespace", tcptraceVarHasNumbers, "direct", tcptraceProgTryNumbers, probeRead, false},
 	{"cookies", tcptraceVarHasCookies, "helper", tcptraceProgTryCookies, "", true},
-	{"listeners", tcptraceVarHasStorage, "sk_storage", tcptraceProgTryStorage, "", true},
 }
 
 var errUntyped = errors.New("transitions come without types")
@@ -153,15 +154,16 @@ func (p *Probe) loadWithHelpers(l *loader, program string) (*ebpf.Collection, er
 
 // loadWithout loads a program that does without the helpers that have an error.
 func (p *Probe) loadWithout(l *loader, program string, errs []error) (*ebpf.Collection, error) {
-	p.byPid = l.byPid
+	l.noFilter = l.noNotes
 	for k, h := range helpers {
 		if err := l.spec.Variables[h.variable].Set(errs[k] == nil); err != nil {
 			return nil, fmt.Errorf("set %s: %w", h.variable, err)
 		}
 		if h.variable != tcptraceVarHasNumbers {
-			p.byPid = p.byPid && errs[k] == nil
+			l.noFilter = errors.Join(l.noFilter, errs[k])
 		}
 	}
+	p.byPid = l.byPid && l.noFilter == nil
 	if err := l.spec.Variables[tcptraceVarFilterPids].Set(p.byPid); err != nil {
 		return nil, fmt.Errorf("set filter_pids: %w", err)
 	}
@@ -182,10 +184,10 @@ func (l *loader) configure(cfg Config) error {
 	if cfg.Ways["tasks"] == None || cfg.Ways["pid_namespace"] == None {
 		l.mayProbe = errForced
 	}
-	// The listeners of programs in Go speak MPTCP; where what such a socket has cannot be
-	// read, what comes of one must not be turned away.
-	reads := l.mayProbe == nil || hasFunction(l, "bpf_rdonly_cast") == nil
-	if l.byPid = reads && len(f.Pids) > 0 && !cfg.Snapshot; l.byPid {
+	if !cfg.Snapshot {
+		l.noNotes = l.tryNotes(cfg.Ways["pid_filter"])
+	}
+	if l.byPid = len(f.Pids) > 0 && !cfg.Snapshot && l.noNotes == nil; l.byPid {
 		spec.Maps[tcptraceMapAsked].MaxEntries = maxPid / 64
 		spec.Maps[tcptraceMapClosing].MaxEntries = maxClosing
 		spec.Maps[tcptraceMapHeld].MaxEntries = maxHeld
@@ -220,6 +222,21 @@ func (l *loader) configure(cfg Config) error {
 		}
 	}
 	return nil
+}
+
+// tryNotes says why sockets cannot be given notes. The listeners of programs in Go speak
+// MPTCP; where what such a socket has cannot be read, what comes of one must not be turned
+// away.
+func (l *loader) tryNotes(forced string) error {
+	if forced == None {
+		return errForced
+	}
+	if l.mayProbe != nil {
+		if err := hasFunction(l, "bpf_rdonly_cast"); err != nil {
+			return errors.Join(err, fmt.Errorf("%s: %w", probeRead, l.mayProbe))
+		}
+	}
+	return l.try(tcptraceProgTryStorage)
 }
 
 // pidNamespace returns the inode number of our PID namespace, or 0 if that is

@@ -115,7 +115,6 @@ func (p *Probe) open(l *loader, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p.openListeners(l)
 	p.files = p.iterator(l, "descriptors", descriptorWays...)
 	p.tcp = p.iterator(l, "sockets", way{iter, tcptraceProgDumpTcp})
 	p.trace(l, "processes",
@@ -172,6 +171,11 @@ func (p *Probe) openTransitions(l *loader, cfg Config) (string, error) {
 		return "", err
 	}
 	p.setState = p.core.Programs[w.program]
+	filter := Variant{Facility: "pid_filter", Name: "sk_storage", Err: l.noFilter}
+	if filter.Err != nil {
+		filter.Name = ""
+	}
+	p.variants = append(p.variants, filter)
 	if err := p.fillRemotes(cfg); err != nil {
 		return "", err
 	}
@@ -199,19 +203,6 @@ func (p *Probe) openScans(l *loader) error {
 }
 
 var descriptorWays = []way{{iter, tcptraceProgDumpFiles}, {iterProbeRead, tcptraceProgDumpFilesProbed}}
-
-// openListeners sees to it that a child is tied to its listener.
-func (p *Probe) openListeners(l *loader) {
-	if p.Has("listeners") {
-		return
-	}
-	k := slices.IndexFunc(p.variants, func(v Variant) bool { return v.Facility == "listeners" })
-	storage := p.variants[k].Err
-	p.variants = slices.Delete(p.variants, k, k+1)
-	p.trace(l, "listeners", variant{name: fentry, attach: []string{tcptraceProgListenerClones}, trampoline: true})
-	v := &p.variants[len(p.variants)-1]
-	v.Err = errors.Join(fmt.Errorf("sk_storage: %w", storage), v.Err)
-}
 
 // Variants says how each facility is provided.
 func (p *Probe) Variants() []Variant { return p.variants }

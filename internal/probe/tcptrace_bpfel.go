@@ -82,10 +82,8 @@ type tcptraceLooks struct {
 }
 
 type tcptraceNote struct {
-	_        structs.HostLayout
-	Listener uint64
-	Told     uint8
-	_        [7]byte
+	_    structs.HostLayout
+	Told uint8
 }
 
 type tcptracePacket struct {
@@ -186,7 +184,6 @@ type tcptraceTransition struct {
 const (
 	tcptraceMapAsked                  = "asked"
 	tcptraceMapCallers                = "callers"
-	tcptraceMapCloning                = "cloning"
 	tcptraceMapClosing                = "closing"
 	tcptraceMapConnecting             = "connecting"
 	tcptraceMapCounts                 = "counts"
@@ -206,7 +203,6 @@ const (
 	tcptraceProgDumpFiles             = "dump_files"
 	tcptraceProgDumpFilesProbed       = "dump_files_probed"
 	tcptraceProgDumpTcp               = "dump_tcp"
-	tcptraceProgListenerClones        = "listener_clones"
 	tcptraceProgLookTimewait          = "look_timewait"
 	tcptraceProgProcessFork           = "process_fork"
 	tcptraceProgProcessForkRaw        = "process_fork_raw"
@@ -238,7 +234,6 @@ const (
 	tcptraceVarFilterRport            = "filter_rport"
 	tcptraceVarHasCookies             = "has_cookies"
 	tcptraceVarHasNumbers             = "has_numbers"
-	tcptraceVarHasStorage             = "has_storage"
 	tcptraceVarHasTask                = "has_task"
 	tcptraceVarJiffyNs                = "jiffy_ns"
 	tcptraceVarLports                 = "lports"
@@ -310,7 +305,6 @@ type tcptraceProgramSpecs struct {
 	DumpFiles             *ebpf.ProgramSpec `ebpf:"dump_files"`
 	DumpFilesProbed       *ebpf.ProgramSpec `ebpf:"dump_files_probed"`
 	DumpTcp               *ebpf.ProgramSpec `ebpf:"dump_tcp"`
-	ListenerClones        *ebpf.ProgramSpec `ebpf:"listener_clones"`
 	LookTimewait          *ebpf.ProgramSpec `ebpf:"look_timewait"`
 	ProcessFork           *ebpf.ProgramSpec `ebpf:"process_fork"`
 	ProcessForkRaw        *ebpf.ProgramSpec `ebpf:"process_fork_raw"`
@@ -341,7 +335,6 @@ type tcptraceProgramSpecs struct {
 type tcptraceMapSpecs struct {
 	Asked      *ebpf.MapSpec `ebpf:"asked"`
 	Callers    *ebpf.MapSpec `ebpf:"callers"`
-	Cloning    *ebpf.MapSpec `ebpf:"cloning"`
 	Closing    *ebpf.MapSpec `ebpf:"closing"`
 	Connecting *ebpf.MapSpec `ebpf:"connecting"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
@@ -369,7 +362,6 @@ type tcptraceVariableSpecs struct {
 	FilterRport      *ebpf.VariableSpec `ebpf:"filter_rport"`
 	HasCookies       *ebpf.VariableSpec `ebpf:"has_cookies"`
 	HasNumbers       *ebpf.VariableSpec `ebpf:"has_numbers"`
-	HasStorage       *ebpf.VariableSpec `ebpf:"has_storage"`
 	HasTask          *ebpf.VariableSpec `ebpf:"has_task"`
 	JiffyNs          *ebpf.VariableSpec `ebpf:"jiffy_ns"`
 	Lports           *ebpf.VariableSpec `ebpf:"lports"`
@@ -414,7 +406,6 @@ func (o *tcptraceObjects) Close() error {
 type tcptraceMaps struct {
 	Asked      *ebpf.Map `ebpf:"asked"`
 	Callers    *ebpf.Map `ebpf:"callers"`
-	Cloning    *ebpf.Map `ebpf:"cloning"`
 	Closing    *ebpf.Map `ebpf:"closing"`
 	Connecting *ebpf.Map `ebpf:"connecting"`
 	Counts     *ebpf.Map `ebpf:"counts"`
@@ -433,7 +424,6 @@ func (m *tcptraceMaps) Close() error {
 	return _TcptraceClose(
 		m.Asked,
 		m.Callers,
-		m.Cloning,
 		m.Closing,
 		m.Connecting,
 		m.Counts,
@@ -462,7 +452,6 @@ type tcptraceVariables struct {
 	FilterRport      *ebpf.Variable `ebpf:"filter_rport"`
 	HasCookies       *ebpf.Variable `ebpf:"has_cookies"`
 	HasNumbers       *ebpf.Variable `ebpf:"has_numbers"`
-	HasStorage       *ebpf.Variable `ebpf:"has_storage"`
 	HasTask          *ebpf.Variable `ebpf:"has_task"`
 	JiffyNs          *ebpf.Variable `ebpf:"jiffy_ns"`
 	Lports           *ebpf.Variable `ebpf:"lports"`
@@ -496,7 +485,6 @@ type tcptracePrograms struct {
 	DumpFiles             *ebpf.Program `ebpf:"dump_files"`
 	DumpFilesProbed       *ebpf.Program `ebpf:"dump_files_probed"`
 	DumpTcp               *ebpf.Program `ebpf:"dump_tcp"`
-	ListenerClones        *ebpf.Program `ebpf:"listener_clones"`
 	LookTimewait          *ebpf.Program `ebpf:"look_timewait"`
 	ProcessFork           *ebpf.Program `ebpf:"process_fork"`
 	ProcessForkRaw        *ebpf.Program `ebpf:"process_fork_raw"`
@@ -530,7 +518,6 @@ func (p *tcptracePrograms) Close() error {
 		p.DumpFiles,
 		p.DumpFilesProbed,
 		p.DumpTcp,
-		p.ListenerClones,
 		p.LookTimewait,
 		p.ProcessFork,
 		p.ProcessForkRaw,

@@ -107,7 +107,7 @@ type Event struct {
 	Rport    uint16 // 0: none
 	Laddr    Addr
 	Raddr    Addr
-	Listener uint64 // cookie of the listener, with Old == Listen
+	Listener uint64 // Skaddr of the listener, with Old == Listen; 0: not known
 	Err      uint32 // sk_err, an errno
 	Linger2  bool   // TCP_LINGER2 < 0: no FIN_WAIT2 without a process
 	Taken    bool   // the first that is told of the socket: the kernel side has turned away what came before
