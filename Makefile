@@ -104,7 +104,7 @@ bench: build ## measure tcptrace beside tcpstates, tcplife, bpftrace and ss, and
 	$(GO) build -o bin/ ./test/storm ./test/bench
 	bin/bench
 
-bench-crowd: build ## what 100,000 and 1,000,000 idle sockets cost (root; ten minutes and 7 GB of memory)
+bench-crowd: build ## what 100,000 and 1,000,000 idle sockets cost (root; a quarter of an hour and 7 GB of memory)
 	$(GO) build -o bin/crowd ./test/crowd
 	bin/crowd 100000 1000000
 

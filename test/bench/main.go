@@ -63,10 +63,6 @@ func bench(rounds int) error {
 	if err != nil {
 		return err
 	}
-	pairs, err := compareSnapshots(rounds)
-	if err != nil {
-		return err
-	}
 	idling, err := measureIdle()
 	if err != nil {
 		return err
@@ -87,7 +83,6 @@ func bench(rounds int) error {
 		"storm":    stormTable(storms),
 		"kernel":   kernelTable(kernel),
 		"programs": programTable(kernel),
-		"snapshot": snapshotTable(pairs),
 		"quiet":    quietTable(storms[idlers], idling),
 		"parts":    parts,
 	})

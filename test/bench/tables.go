@@ -109,18 +109,6 @@ func programTable(rows []row) string {
 	return table(lines)
 }
 
-func snapshotTable(pairs []pair) string {
-	seconds := func(value func(pair) time.Duration) string {
-		return spread("%.2f", each(pairs, func(p pair) float64 { return value(p).Seconds() }))
-	}
-	return table([][]string{
-		{"", "s", "CPU s"},
-		{"`tcptrace snapshot`", seconds(func(p pair) time.Duration { return p.snapshot.wall }), seconds(func(p pair) time.Duration { return p.snapshot.cpu })},
-		{"`ss -tanp`", seconds(func(p pair) time.Duration { return p.ss.wall }), seconds(func(p pair) time.Duration { return p.ss.cpu })},
-		{"times as long", spread("%.1f", each(pairs, func(p pair) float64 { return float64(p.ss.wall) / float64(p.snapshot.wall) })), ""},
-	})
-}
-
 func quietTable(tcptrace row, idle float64) string {
 	return table([][]string{
 		{"", "default flags"},

@@ -26,10 +26,10 @@ func run() error {
 	runtime.LockOSThread() // what a thread has started is told when that ends, not the process
 	var m meter
 	flag.StringVar(&m.tcptrace, "tcptrace", "bin/tcptrace", "the `command` to measure")
-	flag.IntVar(&m.rounds, "rounds", 3, "snapshots, each beside ss")
+	flag.IntVar(&m.rounds, "rounds", 5, "snapshots, each beside ss")
 	flag.DurationVar(&m.idle, "idle", time.Minute, "how long it is watched while nothing happens")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: crowd [flags] SOCKETS...   (for example 100000 1000000, which takes ten minutes)")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: crowd [flags] SOCKETS...   (for example 100000 1000000, which takes a quarter of an hour)")
 		flag.PrintDefaults()
 	}
 	flag.Parse()

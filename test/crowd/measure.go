@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -57,7 +60,7 @@ func (m *meter) live(c *column, sockets, base int) (err error) {
 	if err := p.gather(sockets / 2); err != nil {
 		return err
 	}
-	if err := m.snapshots(c, p); err != nil {
+	if err := m.snapshots(c, p, sockets); err != nil {
 		return err
 	}
 	if err := m.starts(c, sockets, base); err != nil {
@@ -70,25 +73,26 @@ func (m *meter) live(c *column, sockets, base int) (err error) {
 }
 
 // snapshots sets them beside ss, in turn.
-func (m *meter) snapshots(c *column, p *place) error {
+func (m *meter) snapshots(c *column, p *place, sockets int) error {
 	var ours, theirs, cpu []time.Duration
+	var ratios []float64
 	for range m.rounds {
-		begun := time.Now()
 		snapshot := exec.Command(m.tcptrace, "snapshot")
-		if err := snapshot.Run(); err != nil {
-			return fmt.Errorf("%s: %w", snapshot, err)
+		took, err := list(snapshot, sockets)
+		if err != nil {
+			return err
 		}
-		ours = append(ours, time.Since(begun))
+		ours = append(ours, took)
 		cpu = append(cpu, snapshot.ProcessState.UserTime()+snapshot.ProcessState.SystemTime())
 
-		begun = time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		err := p.in(ctx, "ss", "-tanp").Run()
+		took, err = list(p.in(ctx, "ss", "-tanp"), sockets)
 		cancel()
 		if err != nil && ctx.Err() != context.DeadlineExceeded {
-			return fmt.Errorf("ss -tanp: %w", err)
+			return err
 		}
-		theirs = append(theirs, time.Since(begun))
+		theirs = append(theirs, took)
+		ratios = append(ratios, took.Seconds()/ours[len(ours)-1].Seconds())
 	}
 	more := ""
 	if median(theirs) >= patience {
@@ -96,8 +100,29 @@ func (m *meter) snapshots(c *column, p *place) error {
 	}
 	c.add("`tcptrace snapshot`", "%.2f s (CPU %.2f s)", median(ours).Seconds(), median(cpu).Seconds())
 	c.add("`ss -tanp`", "%s%.2f s", more, median(theirs).Seconds())
-	c.add("`ss` / `tcptrace snapshot`", "%s%.1f", more, median(theirs).Seconds()/median(ours).Seconds())
+	c.add("`ss` / `tcptrace snapshot`", "%s%.1f (%.1f to %.1f)", more, median(ratios), slices.Min(ratios), slices.Max(ratios))
 	return nil
+}
+
+// list runs a command that prints a line for each socket at least, and says how long that took.
+func list(cmd *exec.Cmd, sockets int) (time.Duration, error) {
+	out, err := os.CreateTemp("", "crowd")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = errors.Join(out.Close(), os.Remove(out.Name())) }()
+	cmd.Stdout = out
+	begun := time.Now()
+	err = cmd.Run()
+	took := time.Since(begun)
+	if err != nil {
+		return took, fmt.Errorf("%s: %w", cmd, err)
+	}
+	printed, err := os.ReadFile(out.Name())
+	if n := bytes.Count(printed, []byte{'\n'}); err == nil && n < sockets {
+		err = fmt.Errorf("%s: printed %d lines, want one for each of %d sockets", cmd, n, sockets)
+	}
+	return took, err
 }
 
 // starts measures a start, with all records.
@@ -196,7 +221,7 @@ func (m *meter) timeWait(c *column, sockets, base int) error {
 	return t.stop()
 }
 
-func median(ds []time.Duration) time.Duration {
-	slices.Sort(ds)
-	return ds[len(ds)/2]
+func median[T cmp.Ordered](values []T) T {
+	slices.Sort(values)
+	return values[len(values)/2]
 }

@@ -1,7 +1,6 @@
 // Command storm opens and closes TCP connections over loopback as fast as it
 // can, or at a rate: a bounded load for tests and measurements. Each connection makes ten
-// transitions (five at either end), each listener two. With -hold it opens
-// all of them first, and closes none for that long.
+// transitions (five at either end), each listener two.
 package main
 
 import (
@@ -29,34 +28,24 @@ type listener struct {
 func main() {
 	n := flag.Int("n", 100_000, "connections, at most 1000000")
 	workers := flag.Int("workers", 4, "threads")
-	hold := flag.Duration("hold", 0, "keep all connections open for that long, at most 10m, instead of closing each at once")
 	rate := flag.Int("rate", 0, "connections a second, at most 100000; 0: as fast as it can")
 	flag.Parse()
-	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 || *hold < 0 || *hold > 10*time.Minute || *rate < 0 || *rate > 100_000 {
-		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64, -hold at most 10m, -rate at most 100000")
+	if *n < 1 || *n > 1_000_000 || *workers < 1 || *workers > 64 || *rate < 0 || *rate > 100_000 {
+		fmt.Fprintln(os.Stderr, "storm: -n from 1 to 1000000, -workers from 1 to 64, -rate at most 100000")
 		os.Exit(2)
 	}
 	start := time.Now()
-	life := closeAll
-	if *hold > 0 {
-		life = func(int, int) error { return nil }
-	}
-	if err := storm(*n, *workers, *rate, life); err != nil {
+	if err := storm(*n, *workers, *rate); err != nil {
 		fmt.Fprintln(os.Stderr, "storm:", err)
 		os.Exit(1)
-	}
-	if *hold > 0 {
-		fmt.Printf("holding %d connections\n", *n)
-		time.Sleep(*hold)
-		return
 	}
 	d := time.Since(start)
 	fmt.Printf("%d connections, %d transitions in %.3f s: %.0f connections a second\n",
 		*n, 10**n+2*listeners, d.Seconds(), float64(*n)/d.Seconds())
 }
 
-// storm opens n connections, rate of them a second, and does with the two ends of each what life says.
-func storm(n, workers, rate int, life func(client, server int) error) error {
+// storm opens n connections, rate of them a second.
+func storm(n, workers, rate int) error {
 	var ls []listener
 	for i := range listeners {
 		l, err := listen([4]byte{127, 77, 0, byte(1 + i)})
@@ -77,7 +66,7 @@ func storm(n, workers, rate int, life func(client, server int) error) error {
 				if rate > 0 {
 					time.Sleep(time.Until(start.Add(time.Duration(i) * time.Second / time.Duration(rate))))
 				}
-				if err := connection(&ls[i%listeners], life); err != nil {
+				if err := connection(&ls[i%listeners]); err != nil {
 					errs <- err
 					return
 				}
@@ -104,8 +93,9 @@ func listen(addr [4]byte) (listener, error) {
 	return listener{fd: fd, addr: *sa.(*unix.SockaddrInet4)}, nil
 }
 
-// What is accepted may be another worker's.
-func connection(l *listener, life func(client, server int) error) error {
+// connection is one whole life: the client closes first, the server reads the end of file
+// and closes too. What is accepted may be another worker's.
+func connection(l *listener) error {
 	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -117,12 +107,6 @@ func connection(l *listener, life func(client, server int) error) error {
 	if err := again(func() error { s, _, err = unix.Accept4(l.fd, unix.SOCK_CLOEXEC); return err }); err != nil {
 		return fmt.Errorf("accept: %w", err)
 	}
-	return life(c, s)
-}
-
-// closeAll is the rest of a whole life: the client closes first, the server reads
-// the end of file and closes too.
-func closeAll(c, s int) error {
 	if err := unix.Close(c); err != nil {
 		return err
 	}
