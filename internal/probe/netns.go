@@ -35,25 +35,60 @@ func openHome() (h home, err error) {
 // IsHome reports whether a number is that of the network namespace that we are in.
 func (p *Probe) IsHome(inode uint32) bool { return inode == p.home.inode }
 
-// leaveFor runs f on a thread that is in the network namespace at path.
-func (h home) leaveFor(path string, f func() error) error {
+// Why a network namespace cannot be entered.
+var (
+	errMoved = errors.New("the path leads there no more")
+	errGone  = errors.New("no process is in it any more, nor is it mounted")
+)
+
+// within runs f on a thread that is in a network namespace. It returns errGone if nothing leads
+// there, and else what f returns or the kernel refuses with.
+func (p *Probe) within(inode uint32, f func() error) error {
+	if inode == p.home.inode { // needs no privilege
+		return f()
+	}
+	for range 3 { // who is in it may exit before we enter, while others stay
+		if path := p.paths[inode]; path != "" {
+			if err := p.home.leaveFor(path, inode, f); !errors.Is(err, errMoved) {
+				return err
+			}
+		}
+		// To look for all takes longer than to look through most.
+		var err error
+		if p.paths, _, err = p.home.others(); err != nil {
+			return err
+		}
+		if p.paths[inode] == "" {
+			return errGone
+		}
+	}
+	return fmt.Errorf("network namespace %d: %w", inode, errMoved)
+}
+
+// leaveFor runs f on a thread that is in the network namespace at path, if it is the one with that
+// number; else it returns errMoved.
+func (h home) leaveFor(path string, inode uint32, f func() error) error {
 	there, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return errMoved
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = there.Close() }() // it was only looked at
+	var st unix.Stat_t
+	if err := unix.Fstat(int(there.Fd()), &st); err != nil {
+		return fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	if uint32(st.Ino) != inode {
+		return errMoved
+	}
 	return h.elsewhere(func() error {
 		if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", path, err)
 		}
 		return nil
 	}, f)
-}
-
-// inodeOf returns 0 for a file that is not there, or that we may not look at.
-func inodeOf(path string) uint32 {
-	inode, _ := inode(path)
-	return inode
 }
 
 func inode(path string) (uint32, error) {
@@ -149,12 +184,12 @@ func Reach() (found, entered int, more bool, err error) {
 	for inode, path := range paths {
 		err := error(nil)
 		if inode != h.inode {
-			err = h.leaveFor(path, func() error { return nil })
+			err = h.leaveFor(path, inode, func() error { return nil })
 		}
 		switch {
 		case err == nil:
 			entered++
-		case errors.Is(err, os.ErrNotExist):
+		case errors.Is(err, errMoved):
 			continue // gone meanwhile
 		}
 		found++

@@ -32,20 +32,11 @@ func (p *Probe) Networks() []uint32 {
 // read, or the number only.
 func (p *Probe) Network(inode uint32) (events.Network, error) {
 	n := events.Network{Netns: inode}
-	if inode == p.home.inode {
-		return n, readNetwork(&n)
+	err := p.within(inode, func() error { return readNetwork(&n) })
+	if errors.Is(err, errGone) {
+		err = fmt.Errorf("network namespace %d: %w", inode, err)
 	}
-	path := p.paths[inode]
-	if inodeOf(path) != inode {
-		var err error
-		if p.paths, _, err = p.home.others(); err != nil {
-			return n, err
-		}
-		if path = p.paths[inode]; path == "" {
-			return n, fmt.Errorf("network namespace %d: no process is in it, nor is it mounted", inode)
-		}
-	}
-	return n, p.home.leaveFor(path, func() error { return readNetwork(&n) })
+	return n, err
 }
 
 // readNetwork reads the settings of this thread's network namespace.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -37,7 +38,9 @@ func (p *Probe) Scan(f func(raw []byte) error) (s events.Scan, err error) {
 		return s, err
 	}
 	s.Every, s.All = true, true
-	s.Walked, s.Complete, err = p.sockets(everyState, p.paths, f)
+	var gone []uint32
+	s.Walked, gone, s.Complete, err = p.sockets(everyState, slices.Collect(maps.Keys(p.paths)), f)
+	s.Walked = append(s.Walked, gone...) // with their sockets
 	s.Complete = s.Complete && (all || p.paths[p.netns] != "")
 	return s, err
 }
@@ -59,26 +62,8 @@ func (p *Probe) Suspects(f func(raw []byte) error) error {
 // Descriptors, all has been found that is there.
 func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (complete bool, err error) {
 	complete = p.files != nil
-	for inode := range netns {
-		// To look for all namespaces takes longer than to look through most.
-		path := p.paths[inode]
-		if inodeOf(path) != inode {
-			if p.paths, _, err = p.home.others(); err != nil {
-				return false, err
-			}
-			path = p.paths[inode]
-		}
-		if path == "" {
-			complete = false // nothing that we could enter it by
-			continue
-		}
-		_, ok, err := p.sockets(1<<events.CloseWait, map[uint32]string{inode: path}, f)
-		if err != nil {
-			return false, err
-		}
-		complete = complete && ok
-	}
-	return complete, nil
+	_, gone, ok, err := p.sockets(1<<events.CloseWait, slices.Collect(maps.Keys(netns)), f)
+	return complete && ok && len(gone) == 0, err
 }
 
 func (p *Probe) want(states uint32) error {
@@ -109,35 +94,31 @@ func (p *Probe) descriptors(states uint32, f func(raw []byte) error) error {
 }
 
 // sockets reads the sockets of these network namespaces. It returns those that it has
-// read, and whether none refused.
-func (p *Probe) sockets(states uint32, paths map[uint32]string, f func(raw []byte) error) (walked []uint32, complete bool, err error) {
+// read, those that nothing leads to any more, and whether it could enter all others.
+func (p *Probe) sockets(states uint32, inodes []uint32, f func(raw []byte) error) (walked, gone []uint32, complete bool, err error) {
 	if p.tcp == nil {
-		return nil, false, nil
+		return nil, nil, false, nil
 	}
 	if err := p.want(states); err != nil {
-		return nil, false, err
+		return nil, nil, false, err
 	}
 	complete = true
-	for inode, path := range paths {
+	for _, inode := range inodes {
 		if p.netns != 0 && inode != p.netns {
 			continue
 		}
-		var err error
-		if inode == p.home.inode { // needs no privilege
-			err = p.readRows(p.tcp, f)
-		} else {
-			err = p.home.leaveFor(path, func() error { return p.readRows(p.tcp, f) })
-		}
-		switch {
-		case err == nil, errors.Is(err, os.ErrNotExist): // or gone, with its sockets
+		switch err := p.within(inode, func() error { return p.readRows(p.tcp, f) }); {
+		case err == nil:
 			walked = append(walked, inode)
-		case errors.Is(err, os.ErrPermission), errors.Is(err, unix.ENOSYS): // seccomp filters answer one or the other
+		case errors.Is(err, errGone):
+			gone = append(gone, inode)
+		case errors.Is(err, errMoved), errors.Is(err, os.ErrPermission), errors.Is(err, unix.ENOSYS): // seccomp filters answer one or the other
 			complete = false
 		default:
-			return nil, false, err
+			return nil, nil, false, err
 		}
 	}
-	return walked, complete, nil
+	return walked, gone, complete, nil
 }
 
 func (p *Probe) readRows(it *link.Iter, f func(raw []byte) error) error {
