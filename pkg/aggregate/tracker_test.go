@@ -135,8 +135,14 @@ func TestADuplicateIsDroppedAndCounted(t *testing.T) {
 		"c cli(2,connect) C>SS ?",
 		"c cli(2,connect) SS>E 2",
 	)
-	if c := s.tr.Counts(); c.Delivered != 2 || c.Duplicates != 2 || c.Missed != 0 {
-		t.Errorf("got %+v, want 2 delivered, 2 duplicates, 0 missed", c)
+	s.said = nil
+	s.steps(client, "E>F1 F1>F1 F1>F1", by(2, "cli")) // of close() after shutdown() too
+	s.tells(
+		"c cli(2,connect) E>F1 2",
+		"c cli(2,connect) F1>F1 ?",
+	)
+	if c := s.tr.Counts(); c.Delivered != 4 || c.Duplicates != 3 || c.Missed != 0 {
+		t.Errorf("got %+v, want 4 delivered, 3 duplicates, 0 missed", c)
 	}
 }
 

@@ -151,7 +151,7 @@ func (t *Tracker) place(ev *events.Event) (uint32, bool) {
 	if i != 0 {
 		c := t.table.at(i)
 		t.alive(i, c, c.since, ev.Ktime)
-		again := ev.Old == c.lastOld && ev.New == c.state && ev.Old != ev.New
+		again := ev.Old == c.lastOld && ev.New == c.state
 		if again && (!opens || ev.Ktime-c.since < duplicateWithin) {
 			t.counts.Duplicates++
 			return 0, false
