@@ -1646,7 +1646,7 @@ static __always_inline void dump_first_subflow(struct seq_file *seq, const struc
  * request_sock), or one in TIME_WAIT. */
 static __always_inline void dump_mini(struct seq_file *seq, const struct sock_common *skc)
 {
-	__u64 now = bpf_jiffies64();
+	__u64 now = bpf_jiffies64(), ktime = bpf_ktime_get_boot_ns(); /* of one moment */
 	const struct tcp_timewait_sock *tw;
 	struct socket_row row = {};
 	__u8 state;
@@ -1670,7 +1670,7 @@ static __always_inline void dump_mini(struct seq_file *seq, const struct sock_co
 		if (tw->tw_sk.tw_timer.expires > now)
 			row.expires_ns = (tw->tw_sk.tw_timer.expires - now) * jiffy_ns;
 	}
-	row.tr.ev.ktime_ns = bpf_ktime_get_boot_ns();
+	row.tr.ev.ktime_ns = ktime;
 	row.tr.ev.skaddr = (__u64)skc;
 	row.tr.ev.cookie = skc->skc_cookie.counter;
 	row.tr.ev.netns = skc->skc_net.net->ns.inum;

@@ -140,9 +140,14 @@ func (n *netns) ss(t *testing.T, args ...string) string {
 	t.Helper()
 	var out []byte
 	var err error
-	n.do(t, func() { out, err = exec.Command("ss", args...).Output() })
+	var stderr strings.Builder
+	n.do(t, func() {
+		cmd := exec.Command("ss", args...)
+		cmd.Stderr = &stderr
+		out, err = cmd.Output()
+	})
 	if err != nil {
-		t.Fatalf("ss %q: %v", args, err)
+		t.Fatalf("ss %q: %v; stderr: %s", args, err, &stderr)
 	}
 	return string(out)
 }
