@@ -534,9 +534,9 @@ static __always_inline bool wants(const struct sock *sk, bool born, bool *taken)
 
 	if (!n) {
 		if (born) {
-			__u64 listener = listener_of_child(sk, false);
+			__u64 key = listener_of_child(sk, false) ?: port_key(&sk->__sk_common, false);
 
-			if (!bpf_map_lookup_elem(&held, &listener))
+			if (!bpf_map_lookup_elem(&held, &key))
 				return false;
 		} else if (!sk->sk_lock.owned || !is_asked(bpf_get_current_task_btf())) {
 			return false;

@@ -43,11 +43,16 @@ type loader struct {
 
 // try says why the kernel refuses a program.
 func (l *loader) try(name string) error {
-	coll, err := l.load(name)
-	if err == nil {
-		coll.Close()
+	s := l.spec.Copy()
+	s.Programs = map[string]*ebpf.ProgramSpec{name: s.Programs[name]}
+	s.Maps = map[string]*ebpf.MapSpec{tcptraceMapNotes: s.Maps[tcptraceMapNotes]} // no such program names another
+	s.Variables = nil
+	coll, err := ebpf.NewCollectionWithOptions(s, l.opts)
+	if err != nil {
+		return plain{err}
 	}
-	return err
+	coll.Close()
+	return nil
 }
 
 func (l *loader) load(names ...string) (*ebpf.Collection, error) {

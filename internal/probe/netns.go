@@ -37,8 +37,9 @@ func (p *Probe) IsHome(inode uint32) bool { return inode == p.home.inode }
 
 // Why a network namespace cannot be entered.
 var (
-	errMoved = errors.New("the path leads there no more")
-	errGone  = errors.New("no process is in it any more, nor is it mounted")
+	errMoved  = errors.New("the path leads there no more")
+	errGone   = errors.New("no process is in it any more, nor is it mounted")
+	errHidden = fmt.Errorf("nothing leads there that may be looked at: %w", os.ErrPermission)
 )
 
 // within runs f on a thread that is in a network namespace. It returns errGone if nothing leads
@@ -54,12 +55,17 @@ func (p *Probe) within(inode uint32, f func() error) error {
 			}
 		}
 		// To look for all takes longer than to look through most.
+		var all bool
 		var err error
-		if p.paths, _, err = p.home.others(); err != nil {
+		if p.paths, all, err = p.home.others(); err != nil {
 			return err
 		}
-		if p.paths[inode] == "" {
+		switch {
+		case p.paths[inode] != "":
+		case all:
 			return errGone
+		default:
+			return errHidden
 		}
 	}
 	return fmt.Errorf("network namespace %d: %w", inode, errMoved)
@@ -69,7 +75,7 @@ func (p *Probe) within(inode uint32, f func() error) error {
 // number; else it returns errMoved.
 func (h home) leaveFor(path string, inode uint32, f func() error) error {
 	there, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) { // whoever has the PID now
 		return errMoved
 	}
 	if err != nil {

@@ -33,7 +33,7 @@ func (p *Probe) Networks() []uint32 {
 func (p *Probe) Network(inode uint32) (events.Network, error) {
 	n := events.Network{Netns: inode}
 	err := p.within(inode, func() error { return readNetwork(&n) })
-	if errors.Is(err, errGone) {
+	if errors.Is(err, errGone) || errors.Is(err, errHidden) {
 		err = fmt.Errorf("network namespace %d: %w", inode, err)
 	}
 	return n, err

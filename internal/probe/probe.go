@@ -84,13 +84,13 @@ func Open(cfg Config) (*Probe, error) {
 	}
 	l := loader{spec: spec}
 	l.opts.Cache = btf.NewCache() // to decode the kernel's types takes 15 ms each time
-	if err := l.configure(cfg); err != nil {
-		return nil, err
-	}
 	if cfg.BTF != "" {
 		if l.opts.Programs.KernelTypes, err = btf.LoadSpec(cfg.BTF); err != nil {
 			return nil, fmt.Errorf("kernel types of %s: %w", cfg.BTF, err)
 		}
+	}
+	if err := l.configure(cfg); err != nil {
+		return nil, err
 	}
 	p := &Probe{netns: cfg.Filter.Netns, forced: cfg.Ways, pause: cfg.Pause, refusesTrampolines: ftraceDisabled()}
 	if p.home, err = openHome(); err != nil {

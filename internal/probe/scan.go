@@ -62,6 +62,9 @@ func (p *Probe) Suspects(f func(raw []byte) error) error {
 // Descriptors, all has been found that is there.
 func (p *Probe) SuspectsIn(netns map[uint32]bool, f func(raw []byte) error) (complete bool, err error) {
 	complete = p.files != nil
+	if len(netns) == 0 {
+		return complete, nil
+	}
 	_, gone, ok, err := p.sockets(1<<events.CloseWait, slices.Collect(maps.Keys(netns)), f)
 	return complete && ok && len(gone) == 0, err
 }

@@ -129,3 +129,32 @@ func TestListenersThatShareAPortLeaveTheQueuedWithoutOwner(t *testing.T) {
 		t.Errorf("want the queued socket without owner, got %q", s.said)
 	}
 }
+
+// The kernel gives the memory of a listener that has ended to another. If neither was told of, its
+// address still names the one that was.
+func TestAnAddressNamesNoListenerThatCannotBeMeant(t *testing.T) {
+	for name, before := range map[string]func(*story){
+		"ended": func(s *story) {
+			s.step(listen, "C>L", by(1, "srv"))
+			s.step(listen, "L>C", by(1, "srv"), shut(3))
+		},
+		"at another port": func(s *story) {
+			other := listen
+			other.lport++
+			s.step(other, "C>L", by(1, "srv"))
+		},
+		"in another namespace": func(s *story) {
+			other := listen
+			other.netns = 2
+			s.step(other, "C>L", by(1, "srv"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStory(t, Filter{})
+			before(s)
+			s.said = nil
+			s.step(server, "L>SR", from(listen.addr))
+			s.tells("5 - L>SR ?")
+		})
+	}
+}

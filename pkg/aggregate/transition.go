@@ -237,13 +237,23 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 	case ev.Old == events.Listen:
 		c.role = Server
 		c.listener = ev.Listener
-		if l := t.listeners[ev.Listener]; l != 0 && c.source == SourceNone {
+		switch l := t.listeners[ev.Listener]; {
+		case l == 0:
+		case !t.table.at(l).mayHave(ev):
+			c.listener = 0
+		case c.source == SourceNone:
 			t.queue(i, l)
 		}
 		if t.filter.ByProcess() {
 			t.waiting = t.wait(t.waiting, waiter{ev.Skaddr, ev.Ktime}, t.hasSocket)
 		}
 	}
+}
+
+// mayHave reports whether the child that is announced can be one of listener l. An address names
+// another if the listener that it named has ended, and both that and what has its memory now were lost.
+func (l *conn) mayHave(ev *events.Event) bool {
+	return l.state == events.Listen && l.Netns == ev.Netns && (l.Lport == 0 || l.Lport == ev.Lport)
 }
 
 // listens notes a listener by what its children may name it by.
