@@ -138,11 +138,6 @@ func TestAnAddressNamesNoListenerThatCannotBeMeant(t *testing.T) {
 			s.step(listen, "C>L", by(1, "srv"))
 			s.step(listen, "L>C", by(1, "srv"), shut(3))
 		},
-		"at another port": func(s *story) {
-			other := listen
-			other.lport++
-			s.step(other, "C>L", by(1, "srv"))
-		},
 		"in another namespace": func(s *story) {
 			other := listen
 			other.netns = 2
@@ -157,4 +152,15 @@ func TestAnAddressNamesNoListenerThatCannotBeMeant(t *testing.T) {
 			s.tells("5 - L>SR ?")
 		})
 	}
+}
+
+// TPROXY, and BPF programs of the type sk_lookup, hand a listener what was sent to another port.
+func TestAListenerHasConnectionsToOtherPortsToo(t *testing.T) {
+	s := newStory(t, Filter{})
+	s.step(listen, "C>L", by(1, "srv"))
+	s.said = nil
+	child := server
+	child.lport++
+	s.step(child, "L>SR", from(listen.addr))
+	s.tells("5 srv(1,listener) L>SR ?")
 }

@@ -252,8 +252,9 @@ func (t *Tracker) begun(i uint32, ev *events.Event) {
 
 // mayHave reports whether the child that is announced can be one of listener l. An address names
 // another if the listener that it named has ended, and both that and what has its memory now were lost.
+// The port proves nothing: TPROXY and BPF (sk_lookup) hand a listener what was sent to others.
 func (l *conn) mayHave(ev *events.Event) bool {
-	return l.state == events.Listen && l.Netns == ev.Netns && (l.Lport == 0 || l.Lport == ev.Lport)
+	return l.state == events.Listen && l.Netns == ev.Netns
 }
 
 // listens notes a listener by what its children may name it by.
